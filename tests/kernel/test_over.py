@@ -113,6 +113,14 @@ def test_table_with_a_column_answer_keeps_it(k: Kernel) -> None:
     ]
 
 
+def test_rows_with_the_same_label_are_named_by_their_position(k: Kernel) -> None:
+    k.ok("twice = pd.DataFrame({'t': ['a', None, '']}, index=[5, 5, 7])")
+    k.ok("backend.will(GenerationFailed('It broke.'))")
+    ran = k.ok("%%llm --over twice\nSay {t}")
+    assert "Example: row 5 at position 0 (t: a)" in ran.text
+    assert "a value is missing: rows 5 at position 1, 7 at position 2\n" in ran.text
+
+
 def test_column_is_set_in_the_rows_of_the_data_or_not_at_all(k: Kernel) -> None:
     k.ok("twice = pd.DataFrame({'t': ['b', 'c', 'a', 'd'], 'n': [1, 2, 3, 4]}, index=[0, 1, 0, 1])")
     k.ok("import polars as pl\npol = pl.DataFrame({'t': ['b', 'c', 'a'], 'n': [1, 2, 3]})")

@@ -371,12 +371,10 @@ def dry_run(
 
 def _missing(make: MakePrompt, rows: Iterable[Row]) -> Iterator[Row]:
     """Yield the rows in which a value that the template uses is missing."""
-    from llm_magic.session.map.prompts import RowTemplate
-
     for row in rows:
         # A row that fails is sent, and its error is shown then.
         with contextlib.suppress(PromptError):
-            if isinstance(make, RowTemplate) and make.lacks_value(row):
+            if make(row) is None:
                 yield row
 
 

@@ -26,6 +26,10 @@ ITEM, INDEX = "item", "index"
 _PLAIN = frozenset({int, float, bool})
 # In the name of a column, what ends a reference or a quotation.
 _ODD = re.compile(r"[{}\"'\\\n]")
+# The text of a missing value, as in ``nan%``.
+_NO_VALUE = re.compile(r"\W*(?:nan|none|nat|na)\W*", re.IGNORECASE)
+# The most elements of a row of an array that are inserted as a list.
+_LONGEST_ROW = 1_000
 # The first rows of a map that are filled in before any is sent: an error of all is one of the template.
 _CHECKED = 3
 
@@ -132,7 +136,7 @@ class RowTemplate:
         compiled = compile_template(template, {**names, **known})
         shown = [name for name in known if name == ITEM or name != self._item]
         _check_notes(compiled, shown, self._columns, others)
-        used = dict.fromkeys(n for one in compiled.references for n in one.expression.names)
+        used = {name for one in compiled.references for name in one.expression.names}
         self._names = {name: names[name] for name in used if name not in known and name in names}
         self._parts = [self._part(part) for part in compiled.parts]
         references = tuple(dict.fromkeys(p for p in self._parts if isinstance(p, Reference)))
@@ -150,20 +154,28 @@ class RowTemplate:
             for one in references
             if str(one) != INDEX and known.keys() & set(one.expression.names)
         )
-        self.notes = tuple(self._all_notes(template, others, used, names))
+        self.notes = tuple(self._all_notes(template, compiled, others, names))
 
     def _all_notes(
         self,
         template: str,
+        compiled: Compiled,
         others: Sequence[object],
-        used: Mapping[str, None],
         names: Mapping[str, Any],
     ) -> Iterator[str]:
         """Yield the notes; `others` are the names of columns that are no texts, such as 0."""
+        used = dict.fromkeys(n for one in compiled.references for n in one.expression.names)
         for name in used:
             if name in names and name in self._columns:
                 yield f"{{{name}}} is the column, not the variable of the notebook."
         of_row = {*self._columns, ITEM, INDEX, self._item}
+        for reference in dict.fromkeys(compiled.references):
+            table, column = _column_of_table(reference)
+            if table in names and table not in of_row and column in self._columns:
+                yield (
+                    f"{{{reference}}} is the whole column, the same in each prompt. Write {{{column}}} for"
+                    " the value of the row."
+                )
         is_of_rows = not of_row.isdisjoint(used)
         for number in others:
             if isinstance(number, int) and re.search(rf"(?<!\{{)\{{{number}\}}(?!\}})", template):
@@ -186,6 +198,15 @@ class RowTemplate:
         return any(is_missing(values.get(name)) for name in self._columns_in(reference)) or any(
             is_missing(member.value_of(values)) for member in members
         )
+
+    def _is_no_value(self, reference: Reference, text: str, values: Mapping[str, Any]) -> bool:
+        """Return whether the text of a reference to the row is that of a missing value."""
+        if _NO_VALUE.fullmatch(text) is None or self._names.keys() >= set(
+            reference.expression.names
+        ):
+            return False
+        value = reference.value_of(values)
+        return not isinstance(value, str) and is_missing(value)
 
     def _part(self, part: str) -> str | Reference:
         """Return a part with ``item.name`` read as ``item["name"]`` where that is a column."""
@@ -220,7 +241,10 @@ class RowTemplate:
             values = {**self._names, **values}
         texts = []
         for part in self._parts:
-            texts.append(_text(part, values) if isinstance(part, Reference) else part)
+            text = _text(part, values) if isinstance(part, Reference) else part
+            if isinstance(part, Reference) and self._is_no_value(part, text, values):
+                return None
+            texts.append(text)
         text = "".join(texts)
         if len(text) > MAX_PROMPT:
             raise PromptError(f"The prompt has more than {MAX_PROMPT:,} characters.")
@@ -236,6 +260,8 @@ class RowTemplate:
             with contextlib.suppress(PromptError):
                 if not self._is_missing(reference, values):
                     text = _text(reference, values)
+                if self._is_no_value(reference, text, values):
+                    text = ""
             texts.append(text)
         return tuple(texts)
 
@@ -279,12 +305,19 @@ def _text(reference: Reference, values: Mapping[str, Any]) -> str:
     expression = reference.expression
     tree = expression.tree
     if type(tree) is ast.Name and not expression.spec and not expression.conversion:
-        value = values.get(tree.id)
+        value: Any = values.get(tree.id)
         if type(value) is str:
             return value
         if type(value) in _PLAIN:
             return str(value)
+        if tree.id == ITEM and family(value) == "array" and _is_short(value):
+            return str(value.tolist())
     return reference.text_of(values)
+
+
+def _is_short(row: Any) -> bool:
+    """Return whether a row of an array is a few numbers or texts."""
+    return row.ndim == 1 and row.size <= _LONGEST_ROW and row.dtype.kind in "biufcU"
 
 
 def _columns_of_item(reference: Reference, columns: Collection[str], item: str) -> Iterator[str]:
@@ -294,6 +327,16 @@ def _columns_of_item(reference: Reference, columns: Collection[str], item: str) 
             case ast.Subscript(value=ast.Name(id=name), slice=ast.Constant(value=str(column))):
                 if name == item and column in columns:
                     yield column
+
+
+def _column_of_table(reference: Reference) -> tuple[str, str]:
+    """Return the names of a variable and of its attribute or element, empty if it is something else."""
+    match reference.expression.tree:
+        case ast.Subscript(value=ast.Name(id=name), slice=ast.Constant(value=str(column))):
+            return name, column
+        case ast.Attribute(value=ast.Name(id=name), attr=column):
+            return name, column
+    return "", ""
 
 
 def _members_of_item(reference: Reference, columns: Collection[str]) -> Iterator[Reference]:

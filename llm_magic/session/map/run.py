@@ -204,6 +204,11 @@ class MapRun:
         template = self._plan.template
         return tuple(map(str, template.shown)) if template is not None else ()
 
+    @property
+    def repeats_labels(self) -> bool:
+        """Whether several rows may have the same label."""
+        return self._plan.rows.repeats_labels
+
     def shown(self, position: int) -> tuple[str, ...]:
         """Return the label of a row, and the texts of its `references`, "" where they are gone."""
         template, row = self._plan.template, self._plan.rows.at(position)

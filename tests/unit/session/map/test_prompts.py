@@ -6,6 +6,7 @@ import types
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -102,6 +103,29 @@ def test_missing_attribute_or_element_has_no_prompt() -> None:
     assert prompts("{item.name.upper()}!", people)[0] == ["ADA!", None, None]
     assert prompts("{item[1]:.1f}", [(1, 2.0), (1, float("nan"))])[0] == ["2.0", None]
     assert prompts("{item.upper()}", ["a", ""])[0] == ["A", None]
+
+
+def test_missing_value_of_an_expression_has_no_prompt() -> None:
+    frame = pd.DataFrame({"city": ["Rome", None, "NA"], "price": [1.5, float("nan"), 2.0]})
+    assert prompts("{item[1].city}", frame.iterrows())[0] == ["Rome", None, "NA"]
+    assert prompts("{item[1].price * 2:.1%}", frame.iterrows())[0] == ["300.0%", None, "400.0%"]
+    assert prompts('{item.get("a")}', [{"a": 1}, {"b": 2}])[0] == ["1", None]
+    nested = [{"a": {"b": None}}, {"a": {"b": "None"}}]
+    assert prompts('{item["a"]["b"]}', nested)[0] == [None, "None"]
+    # A variable of the notebook is the same for all rows.
+    assert prompts("{item} {limit + 0}", ["x"], {"limit": float("nan")})[0] == ["x nan"]
+
+
+def test_row_of_an_array_is_a_list() -> None:
+    assert prompts("{item} {item.sum()}", np.array([[1, 2], [3, 4]]))[0] == ["[1, 2] 3", "[3, 4] 7"]
+
+
+def test_column_of_the_whole_table_has_a_note() -> None:
+    names = {"df": FRAME}
+    note = "{df.text} is the whole column, the same in each prompt. Write {text} for the value of the row."
+    assert prompts("{df.text}", FRAME, names)[1][0] == note
+    assert prompts('{price} {df["text"]}', FRAME, names)[1] == (note.replace(".text", '["text"]'),)
+    assert prompts("{price} {df.text.count()} {df.shape}", FRAME, names)[1] == ()
 
 
 def test_function_gets_the_row_with_columns_as_attributes() -> None:
