@@ -121,6 +121,21 @@ def test_rows_with_the_same_label_are_named_by_their_position(k: Kernel) -> None
     assert "a value is missing: rows 5 at position 1, 7 at position 2\n" in ran.text
 
 
+def test_data_without_rows_stores_no_answers(k: Kernel) -> None:
+    before = len(sent(k))
+    ran = k.ok("%%llm --over df[df.stars > 9] -o none\n{text}")
+    assert "none: a new table of 0 rows, with the column answer\n" in ran.text
+    assert k.value("(len(none), list(none.columns))") == (0, ["text", "stars", "answer"])
+    k.ok("%%llm --over [] -o none\n{item}")
+    assert k.value("none") == []
+    k.ok("one = frame()")
+    k.ok("%%llm --over one[one.stars > 9] -o one['x']\n{text}")
+    assert k.value("one.x.isna().tolist()") == [True] * 4
+    for options in ("", "-o none --sample 2", "-o none --dry-run"):
+        assert "there are no rows." in k.run(f"%%llm --over [] {options}\n{{item}}").error
+    assert len(sent(k)) == before
+
+
 def test_column_is_set_in_the_rows_of_the_data_or_not_at_all(k: Kernel) -> None:
     k.ok("twice = pd.DataFrame({'t': ['b', 'c', 'a', 'd'], 'n': [1, 2, 3, 4]}, index=[0, 1, 0, 1])")
     k.ok("import polars as pl\npol = pl.DataFrame({'t': ['b', 'c', 'a'], 'n': [1, 2, 3]})")

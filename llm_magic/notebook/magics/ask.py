@@ -302,7 +302,9 @@ class LLMMagics(SessionMagics):
         from llm_magic.notebook.magics import over
 
         names = self.notebook_names(f"{args['over']} {args.prompt}")
-        data = over.data_of(args["over"], names)
+        # A variable gets no answers then, so that the cells below it run.
+        is_stored = args["output"] is not None and not (args["dry_run"] or args["sample"])
+        data = over.data_of(args["over"], names, may_be_empty=is_stored)
         output = self._map_output(args, data)
         types = self._named_types(args)
         about, notes = over.options(args, names, types), args.notes + self._load_notes(args)

@@ -87,7 +87,7 @@ def _executor(name: str, names: Mapping[str, Any]) -> Any:
     return names[name]
 
 
-def data_of(code: str, names: Mapping[str, Any]) -> Any:
+def data_of(code: str, names: Mapping[str, Any], *, may_be_empty: bool = False) -> Any:
     """Return the value of DATA, a Python expression; raises `OptionError` if it has none, or no rows."""
     if (braced := _BRACES.fullmatch(code)) is not None:
         code = braced[1] or braced[2]
@@ -103,7 +103,7 @@ def data_of(code: str, names: Mapping[str, Any]) -> Any:
         text = f"{name} is not defined" if name is not None else _error_text(error)
         advice = _file_advice(code) or advice or _column_advice(code, names)
         raise OptionError(f"--over {code}: {text}.{advice}", details=format_exc()) from None
-    if isinstance(data, Sized) and not len(data):
+    if isinstance(data, Sized) and not len(data) and not may_be_empty:
         raise OptionError(f"--over {code}: there are no rows.")
     return data
 
