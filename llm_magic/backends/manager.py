@@ -143,7 +143,7 @@ class BackendManager:
             unloaded = [] if keep else await self._unload_others(same.name)
             return LoadResult(same.info, was_loaded=True, unloaded=unloaded)
         backend = self._backend(config.backend)
-        self.state = _loading_state(backend)
+        self.state, self._last_error = _loading_state(backend), None
         label = model or "the default model"
         info = ModelInfo(label, config.backend)
         self.pending = LoadedModel(label, model, config, backend, info)

@@ -368,7 +368,7 @@ class Response:
 
     def __contains__(self, _part: object) -> NoReturn:
         raise NotText(
-            f"{self._label} is a {type(self).__name__}, not a text. Use result(), which returns the reply."
+            f"{self._label} is a {type(self).__name__}, not a text. Use .result(), which returns the reply."
         )
 
     __getitem__ = __add__ = __radd__ = __contains__
@@ -392,9 +392,10 @@ class Response:
 
         def __getattr__(self, name: str) -> NoReturn:
             """Raise `AttributeError`, which names `result` for what only a reply has."""
-            kind = type(self).__name__
-            advice = f"Use result().{name}: result() returns the reply." * hasattr(Reply, name)
-            raise NoAttribute(f"{kind!r} object has no attribute {name!r}.").advise(advice)
+            number = self.__dict__.get("number")
+            about = f"{type(self).__name__!r} object" if number is None else f"Job {number}"
+            advice = f"Use .result().{name}: result() returns the reply." * hasattr(Reply, name)
+            raise NoAttribute(f"{about} has no attribute {name!r}.").advise(advice)
 
     def __dir__(self) -> list[str]:
         """Return the documented attributes, which completion offers."""
@@ -720,7 +721,7 @@ class Response:
         return answer_type.checked(self.text, self._parts.finish_reason or "truncated")
 
     def _form_error(self, reply: Reply, problem: InvalidValue | None) -> InvalidReply | None:
-        """Return the error of a reply that does not have the form that was requested."""
+        """Return the error of a reply that does not have the structure that was requested."""
         answer_type = self.prepared.request.answer_type
         try:
             if answer_type is not None and problem is not None:

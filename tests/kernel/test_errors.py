@@ -175,11 +175,30 @@ def test_a_mistake_is_one_line_and_changes_nothing(loaded: Kernel, code: str) ->
 
 
 def test_earlier_model_answers_after_failed_load(loaded: Kernel) -> None:
-    assert loaded.run("%llm_load nope/nope").ename in {"ModelNotFound", "LoadFailed"}
+    ran = loaded.run("%llm_load nope/nope")
+    assert ran.ename in {"ModelNotFound", "LoadFailed"}
+    assert ran.error.endswith(f" {MODEL} is still active.")
     assert "nope/nope" in loaded.ok("%llm_status").text
     assert loaded.value("llm.status().status") == "Ready"
     loaded.ok("%llm -t 0 --max-new-tokens 2 Hello")
     assert loaded.value("llm.last.model") == MODEL
+
+
+def test_mistyped_model_name_has_the_nearest_name_and_no_advice_about_the_hub(
+    loaded: Kernel,
+) -> None:
+    ran = loaded.run(f"%llm_load {MODEL[:-2]}t")
+    assert "Did you mean" in ran.error
+    assert "hub cannot be reached" not in ran.error
+    assert ran.error.endswith(f" {MODEL} is still active.")
+
+
+def test_empty_answer_names_the_stop_text(loaded: Kernel) -> None:
+    loaded.ok("%llm -t 0 --max-new-tokens 2 Say hello")
+    first = loaded.value("llm.last[0]")
+    shown = loaded.ok(f"%llm -t 0 --stop {first} Say hello").text
+    assert f"is empty: it begins with the stop text {json.dumps(first)}, or " in shown
+    assert "Change --stop or the prompt." in shown
 
 
 def test_a_prompt_that_is_too_long_is_counted(loaded: Kernel) -> None:

@@ -32,12 +32,12 @@ def test_job_shows_its_text_and_where_the_reply_is(k: Kernel) -> None:
     wrong = k.run("job.upper()")
     assert (wrong.ename, wrong.error) == (
         "NoAttribute",
-        "'Response' object has no attribute 'upper'. Use result().upper: result() returns the reply.",
+        f"Job {number} has no attribute 'upper'. Use .result().upper: result() returns the reply.",
     )
     assert len(wrong.traceback) == 1
-    assert k.run("job.colour").error == "'Response' object has no attribute 'colour'."
+    assert k.run("job.colour").error == f"Job {number} has no attribute 'colour'."
     k.ok("import numpy as np, pandas as pd")
-    text = f"Job {number} is a Response, not a text. Use result(), which returns the reply."
+    text = f"Job {number} is a Response, not a text. Use .result(), which returns the reply."
     for code in (
         "'two' in job",
         "job[:10]",

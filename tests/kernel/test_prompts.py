@@ -862,3 +862,12 @@ def test_time_to_the_first_token_is_without_the_load_of_the_cell(scripted: Kerne
     assert first >= load >= 0.5
     assert scripted.value("later.timing.load_s") == 0
     scripted.ok("backend.trouble.clear()\n%llm_load tiny")
+
+
+def test_system_prompt_that_names_a_variable_has_a_note(scripted: Kernel) -> None:
+    scripted.ok("sys_p = 'You are a pirate.'; number = 3")
+    note = "Note: -s sys_p sends the word. To send the value of the variable, write -s {sys_p}."
+    for line in ("-s sys_p", "-s sys_p --dry-run", "-s sys_p --over [1]"):
+        assert note in scripted.ok(f"%%llm {line}\nHello {{item}}").text.splitlines(), line
+    for line in ("-s {sys_p}", "-s number", "-s pirate", "-s 'You are sys_p'"):
+        assert "sends the word" not in scripted.ok(f"%%llm {line}\nHello").text, line

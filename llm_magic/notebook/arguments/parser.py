@@ -44,7 +44,11 @@ for _ in range(4):
     _BRACKETS = rf"[(\[{{](?:{_IN_BRACKETS}|{_BRACKETS})*+[)\]}}]"
 _TEXT = r"""(?:"[^"\n]*+"|'[^'\n]*+')"""
 # A text in it is Python where something of it is called or read: 'a b'.split()
-_CODE = re.compile(rf"(?:[\w.]*+{_BRACKETS}|{_TEXT}(?=\.\w++\(|\[))++[\w.]*+(?=[{_BLANKS}]|\Z)")
+_BRACKETED = rf"(?:[\w.]*+{_BRACKETS}|{_TEXT}(?=\.\w++\(|\[))++[\w.]*+"
+# What follows an operator: ["a", "b"]*2, df["city"] + "!"; a minus after a space starts an option.
+_OPERAND = rf"(?:[ \t]*+[+*/%|&]{{1,2}}[ \t]*+(?:{_BRACKETED}|{_TEXT}|\d++)|[+*/%|&-][\w.]++)"
+_CODE = re.compile(rf"(?:{_BRACKETED}{_OPERAND}*+|[^\W\d][\w.]*+{_OPERAND}++)(?=[{_BLANKS}]|\Z)")
+_WHOLE = re.compile(rf"{_TEXT}")  # quotes around all of an expression group it
 # A list of quoted texts, as Python writes it: stop=["END", "STOP"]
 _LIST = re.compile(rf"""([\w-]++=)?\[(?:\s*+{_TEXT}\s*+,?)*+\s*+\](?=[{_BLANKS}]|\Z)""")
 # Where options at the end of a prompt may begin: in its last characters.
@@ -192,6 +196,7 @@ class _LineParser(argparse.ArgumentParser):
         self.names = frozenset(n for option in options for n in option.names)
         self.takes_value = frozenset(n for o in options if o.kind != "switch" for n in o.names)
         self._code = frozenset(n for o in options if o.is_code for n in o.names)
+        self._data = frozenset(n for o in options if o.complete == "data" for n in o.names)
         self._pairs = frozenset(n for o in options if o.kind == "pairs" for n in o.names)
         self._lists = {
             name.lstrip("-")
@@ -246,18 +251,21 @@ class _LineParser(argparse.ArgumentParser):
             return listed.end()
         previous = found[-1] if found else ""
         attached = next((f"{n}=" for n in self._code if line.startswith(f"{n}=", start)), "")
-        code = _CODE.match(line, start + len(attached))
+        value = start + len(attached)
+        code = _CODE.match(line, value)
         if code is not None and (attached or previous in self._code):
             found.append(f"{attached}{code[0]}")
             return code.end()
         key = start if previous in self._pairs else None
         for option in self._pairs:
-            attached = f"{option}=" if option.startswith("--") else option
-            if line.startswith(attached, start):
-                key = start + len(attached)
+            before = f"{option}=" if option.startswith("--") else option
+            if line.startswith(before, start):
+                key = start + len(before)
         pair = _KEY.match(line, key) if key is not None else None
         end = json_end(line, pair.end(), pair[0][:-1]) if pair is not None else None
         word, end = (line[start:end], end) if end is not None else _word(line, start)
+        if (attached[:-1] or previous) in self._data and not _WHOLE.fullmatch(line, value, end):
+            word = line[start:end]
         if previous in self.takes_value and word.startswith("-") and line[start] in "\"'":
             # A quoted word is a value, which argparse would take for an option.
             found[-1] = f"{previous}={word}"

@@ -75,6 +75,7 @@ _NOT_HERE: Mapping[str, Mapping[str, str]] = {
 # What a word processor makes of a hyphen, and of quotes.
 DASHES = ("\u2013", "\u2014", "\u2212")
 _CURLY_QUOTES = "\u201c\u201d\u201e\u2018\u2019"
+_OPERATORS = frozenset(("+", "-", "*", "/", "//", "%", "|", "&", "==", "and", "or", "if", "in"))
 # Options whose values may have spaces.
 _TEXTS = frozenset({"-s", "--system", "-c", "--chat", "--stop", "--name"})
 
@@ -93,8 +94,13 @@ def in_quotes(magic: Magic, tokens: Sequence[str], unexpected: str) -> str:
     names_chat = magic.positional is not None and magic.positional.complete == "chats"
     option = tokens[start - 1] if start else f"%{magic.name}" if names_chat else ""
     if end > start and option in {"-o", "--output"}:
+        words = "_".join(tokens[start : end + 1])
+        if "," in words:
+            return f"One variable stores the answer: {option} {words.partition(',')[0]}."
+        return f"The name of a variable has no spaces: {option} {words}."
+    if end > start and option == "--over" and unexpected in _OPERATORS:
         return (
-            f"The name of a variable has no spaces: {option} {'_'.join(tokens[start : end + 1])}."
+            'Put an expression with spaces in quotes, --over "a + b", or assign it to a variable.'
         )
     if end == start or not option or (start and option not in _TEXTS):
         return ""

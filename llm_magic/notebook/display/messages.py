@@ -144,7 +144,15 @@ def _empty_answer(response: Response) -> str:
     reply = response.reply
     if reply is None or reply.finish_reason != "stop" or reply.strip() or reply.reasoning:
         return ""
-    return f"The answer of {shown_name(reply.model)} is empty. Change the prompt."
+    empty = f"The answer of {shown_name(reply.model)} is empty"
+    if not (stop := response.prepared.config.stop):
+        return f"{empty}. Change the prompt."
+    one = "the stop text" if len(stop) == 1 else "one of the stop texts"
+    texts = ", ".join(map(_json, stop))
+    return (
+        f"{empty}: it begins with {one} {texts}, or the model ended it at once. Change --stop or the"
+        " prompt."
+    )
 
 
 def trimmed(turns: int) -> str:

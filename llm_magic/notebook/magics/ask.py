@@ -165,6 +165,7 @@ class LLMMagics(SessionMagics):
             if system is not None:
                 filled = self._filled(system, names, all_notes=is_dry_run)
                 system, notes = filled.text, tuple(dict.fromkeys(notes + filled.notes))
+        notes += self._system_notes(args)
         chat, key = args["chat"], None
         if chat is not None:
             key = self.session.cells.key(chat, args.prompt, peek=is_dry_run)
@@ -188,6 +189,15 @@ class LLMMagics(SessionMagics):
         from llm_magic.notebook.magics.answer_types import named_types
 
         return named_types(args, self.notebook_names(" ".join(given)))
+
+    def _system_notes(self, args: Parsed) -> tuple[str, ...]:
+        """Return a note if the system prompt is the name of a variable with a text."""
+        name = args["system"] or ""
+        if not name.isidentifier() or not isinstance(self.notebook_names(name).get(name), str):
+            return ()
+        return (
+            f"-s {name} sends the word. To send the value of the variable, write -s {{{name}}}.",
+        )
 
     def _load_notes(self, args: Parsed) -> tuple[str, ...]:
         """Return a note if ``%llm_load --bg`` failed, which its cell shows, and another model answers."""
@@ -311,7 +321,7 @@ class LLMMagics(SessionMagics):
         plain, is_dry_run = bool(args["plain"]), bool(args["dry_run"])
         if args["system"] is not None:
             filled = self._filled(args["system"], names, all_notes=is_dry_run)
-            about["system"], notes = filled.text, notes + filled.notes
+            about["system"], notes = filled.text, notes + filled.notes + self._system_notes(args)
         area = self.live_area()
         self.show_load(area)
         if is_dry_run:

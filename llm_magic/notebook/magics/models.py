@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from IPython.core.magic import magics_class
 
-from llm_magic.errors import OptionError
+from llm_magic.errors import ModelError, OptionError, ServerError
 from llm_magic.notebook.magics.base import SessionMagics, line_magic
 
 if TYPE_CHECKING:
@@ -35,8 +35,14 @@ class ModelMagics(SessionMagics):
             return
         view = live_output.LoadView(self.shell, self.live_area())
         options |= {"on_wait": lambda: view.progress(label, session.progress), "began": self.began}
+        before = session.status().active
         with view:
-            result = session.load_with_details(args["model"], **options)
+            try:
+                result = session.load_with_details(args["model"], **options)
+            except (ModelError, ServerError) as error:
+                if before is not None and session.status().active is before:
+                    error.append(f"{before.name} is still active.")
+                raise
         from llm_magic.notebook.display import messages
 
         view.finish(messages.ready_lines(result, session.jobs.running, session.generation.values))

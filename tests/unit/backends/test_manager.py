@@ -263,6 +263,20 @@ async def test_cancelling_a_check_leaves_all_as_it_was(
 
 
 @on_a_loop
+async def test_stopped_load_ends_the_report_of_an_earlier_failure(
+    manager: BackendManager, backend: ScriptedBackend
+) -> None:
+    backend.trouble["check"] = ModelNotFound("There is no model b.")
+    with pytest.raises(ModelNotFound):
+        await manager.load("b", CONFIG)
+    assert look(manager).last_error == "There is no model b."
+    task = await start_load(manager, backend.hang("check"), "c")
+    task.cancel()
+    await asyncio.wait({task})
+    assert (manager.state, look(manager).last_error) == ("Inactive", None)
+
+
+@on_a_loop
 async def test_cancelling_a_load_stops_it_and_waits(
     manager: BackendManager, backend: ScriptedBackend
 ) -> None:

@@ -278,6 +278,9 @@ def _translated(
     if isinstance(error, errors.HfHubHTTPError):
         return LoadFailed(f"The hub returned an error for {model}: {reason}")
     version = f"{model} at revision {revision}" if revision else model
+    if "/" not in model and (near := suggestion()):
+        # Not the id of a user's model on the hub: most likely a typing error.
+        return LoadFailed(f"{version} is not on this machine.{near}")
     return LoadFailed(
         f"{version} is not on this machine.{suggestion()} The hub cannot be reached ({reason}): load a local"
         " folder or a .gguf file, or connect to the network and load again."

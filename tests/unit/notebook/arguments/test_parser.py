@@ -621,8 +621,42 @@ def test_options_stand_between_settings() -> None:
         ("--over 'my data' -o x", "my data", "x"),
         ("--over [f(x[0]) for x in {1: '('}] -o x", "[f(x[0]) for x in {1: '('}]", "x"),
         ("--over {reviews}", "{reviews}", None),
+        ('--over ["a","b"]*2 -o x', '["a","b"]*2', "x"),
+        ('--over ["a", "b"] * 2 -o x', '["a", "b"] * 2', "x"),
+        ('--over ["a", "b"] + ["c"] -o x', '["a", "b"] + ["c"]', "x"),
+        ('--over=["a", "b"]+more -o x', '["a", "b"]+more', "x"),
+        ('--over more + ["c"] -o x', 'more + ["c"]', "x"),
+        ('--over df["city"].fillna("none") + "!" -o x', 'df["city"].fillna("none") + "!"', "x"),
+        (
+            '--over df[df["city"]=="Rome"]["city"]+"!" -o x',
+            'df[df["city"]=="Rome"]["city"]+"!"',
+            "x",
+        ),
+        ('--over a=="b" -o x', 'a=="b"', "x"),
+        ('--over=a=="b"', 'a=="b"', None),
+        ("--over 'xs + ys' -o x", "xs + ys", "x"),
+        ("--over xs -o x", "xs", "x"),
+        ('--over xs["a"] -o x', 'xs["a"]', "x"),
     ],
 )
 def test_code_keeps_its_quotes_and_brackets(line: str, over: str, output: str | None) -> None:
     parsed = parse("llm", line, lambda _text: {})
     assert (parsed["over"], parsed["output"]) == (over, output)
+
+
+def test_labels_lose_their_quotes() -> None:
+    assert parse("llm", '--choice "very good",bad')["choice"] == "very good,bad"
+
+
+@pytest.mark.parametrize(
+    ("line", "advice"),
+    [
+        ("--over xs + ys", 'in quotes, --over "a + b", or assign it to a variable.'),
+        ("-o r1, r2", "One variable stores the answer: -o r1."),
+        ("-o my answer", "The name of a variable has no spaces: -o my_answer."),
+    ],
+)
+def test_value_with_spaces_has_advice(line: str, advice: str) -> None:
+    with pytest.raises(OptionError) as caught:
+        parse_with_cell("llm", line, "Hello")
+    assert advice in str(caught.value)
