@@ -6,16 +6,17 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+from llm_magic.backends.schema_variants import BY_NAME, LISTS, SINGLE
 from llm_magic.config.commands import option
 from llm_magic.errors import OptionError
 
 # Larger ones are no description of an answer, and take seconds to compile.
 _MAX_CHARACTERS, _MAX_PROPERTIES, _MAX_SCHEMAS = 1 << 18, 1000, 10_000
+_MAX_COMBINED = 4
+# References may form a chain, which llguidance follows on the stack of the thread.
+_MAX_REFERENCES = 400
 # Small models repeat themselves in a string or a list that has no end.
 MAX_LENGTH, MAX_ITEMS, MAX_INTEGER = 1000, 100, 10**18
-_CHILD = ("items", "additionalProperties", "contains", "propertyNames", "not", "if", "then", "else")
-_CHILD_LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
-_CHILD_MAPS = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
 # Texts of these formats that every parser accepts: no leap seconds, no day that does not exist.
 _YEAR, _DAY, _SECOND = "[1-9][0-9]{3}", "(0[1-9]|1[0-9]|2[0-8])", "[0-5][0-9]"
 _LEAP_YEAR = "([1-9][0-9](0[48]|[2468][048]|[13579][26])|([2468][048]|[13579][26])00)"
@@ -39,8 +40,13 @@ def bounded(text: str) -> dict[str, Any]:
     """
     schema = _parsed(text)
     schemas = list(_schemas(schema))
+    if sum("$ref" in each for each in schemas) > _MAX_REFERENCES:
+        raise _error(f"it has more than {_MAX_REFERENCES} references")
     # The properties of an object may be spread over the parts of `allOf`.
     can_close = not any("allOf" in each for each in schemas)
+    if not can_close and sum("pattern" in each for each in schemas) > _MAX_COMBINED:
+        # Whether a text fits several patterns at once may take hours to find out.
+        raise _error(f"it combines more than {_MAX_COMBINED} patterns by allOf")
     for each in schemas:
         types = each.get("type")
         for name in types if isinstance(types, list) else [types]:
@@ -82,10 +88,10 @@ def _schemas(schema: dict[str, Any]) -> Iterator[dict[str, Any]]:
         count += 1
         if count > _MAX_SCHEMAS:
             raise _error(f"it consists of more than {_MAX_SCHEMAS:,} schemas")
-        found = [each.get(name) for name in _CHILD]
-        for name in _CHILD_LISTS:
+        found = [each.get(name) for name in SINGLE]
+        for name in LISTS:
             found += each[name] if isinstance(each.get(name), list) else ()
-        for name in _CHILD_MAPS:
+        for name in BY_NAME:
             children = each.get(name)
             if isinstance(children, dict):
                 if len(children) > _MAX_PROPERTIES:

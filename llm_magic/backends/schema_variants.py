@@ -6,11 +6,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 # The keywords with schemas by name, with lists of schemas, and with one schema.
-_BY_NAME = frozenset(
-    {"properties", "$defs", "definitions", "patternProperties", "dependentSchemas"}
-)
-_LISTS = frozenset({"anyOf", "oneOf", "allOf", "prefixItems"})
-_SINGLE = frozenset(
+BY_NAME = frozenset({"properties", "$defs", "definitions", "patternProperties", "dependentSchemas"})
+LISTS = frozenset({"anyOf", "oneOf", "allOf", "prefixItems"})
+SINGLE = frozenset(
     {
         "items", "additionalProperties", "unevaluatedProperties", "contains", "propertyNames", "not", "if",
         "then", "else",
@@ -35,11 +33,11 @@ def mapped(schema: Any, change: Change) -> Any:
         return schema
     found: dict[str, Any] = {}
     for keyword, value in schema.items():
-        if keyword in _BY_NAME and isinstance(value, dict):
+        if keyword in BY_NAME and isinstance(value, dict):
             found[keyword] = {name: mapped(inner, change) for name, inner in value.items()}
-        elif keyword in _LISTS and isinstance(value, list):
+        elif keyword in LISTS and isinstance(value, list):
             found[keyword] = [mapped(inner, change) for inner in value]
-        elif keyword in _SINGLE:
+        elif keyword in SINGLE:
             found[keyword] = mapped(value, change)
         else:
             found[keyword] = value

@@ -206,9 +206,7 @@ def prepare(
     answer_type = request.answer_type
     if answer_type is not None and answer_type.by == "backend":
         options["structure"] = answer_type.structure
-    config = current.generation.replace(**options)
-    if answer_type is not None and "repetition_penalty" not in config.model_fields_set:
-        config = _without_penalty(config)
+    config = _penalized(current.generation.replace(**options), answer_type)
     loaded_model.backend.check_options(loaded_model.name, config, options.keys())
     messages, context, session_system = _conversation(request, current, chats)
     note = limit_note(config.max_new_tokens, loaded_model.info)
@@ -224,11 +222,15 @@ def prepare(
     )
 
 
-def _without_penalty(config: GenerationConfig) -> GenerationConfig:
-    """Return options without the default penalty, which changes names and numbers of the prompt.
+def _penalized(config: GenerationConfig, answer_type: AnswerType | None) -> GenerationConfig:
+    """Return the options without the default repetition penalty if the answer has a type.
 
-    It would punish the punctuation that a form repeats, too.
+    It would change names and numbers of the prompt, and punish the punctuation that a structure repeats.
+    A penalty that the user has set stays.
     """
+    is_typed = answer_type is not None or config.structure is not None
+    if not is_typed or "repetition_penalty" in config.model_fields_set:
+        return config
     values = {**dict(config), "repetition_penalty": 1.0}
     # It does not count as set: a backend without the option omits it.
     return type(config).model_construct(_fields_set={*config.model_fields_set}, **values)
@@ -312,9 +314,8 @@ def dry_run_without_model(
     from llm_magic.backends.base import TokenCount
 
     messages, _, session_system = _conversation(request, current, chats)
-    config, answer_type = current.generation.replace(**request.options), request.answer_type
-    if answer_type is not None and "repetition_penalty" not in config.model_fields_set:
-        config = _without_penalty(config)
+    answer_type = request.answer_type
+    config = _penalized(current.generation.replace(**request.options), answer_type)
     messages = instructed(messages, answer_type.instruction if answer_type is not None else "")
     count = TokenCount(None, None)
     return DryRun(

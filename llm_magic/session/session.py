@@ -670,6 +670,9 @@ class Session:
     ) -> Mapped:
         """Send a prompt for each row of `data` and return the answers in the order of the rows.
 
+        The answers have no index. As a column of another table, use ``frame()["answer"]``, which has
+        the index of `data`.
+
         >>> llm.map("Which language is this? {text}", df, temperature=0).frame()
 
         Args:

@@ -178,7 +178,7 @@ def test_interrupt_of_asyncio_wait_is_one_line(k: Kernel, fast: FaultServer, wai
     fast.will(CHAT, *sse(delta("one"), done=False), Hold())
     cell = k.send(wait)
     received = fast.wait_for(CHAT)
-    time.sleep(0.3)
+    time.sleep(0.6)  # the text arrives
     k.interrupt()
     ran = k.wait(cell)
     assert (ran.ename, len(ran.traceback)) == ("Interrupted", 1)

@@ -99,6 +99,50 @@ def test_table_shows_what_failed_was_cut_or_is_missing(k: Kernel) -> None:
     assert k.value("len(out)") == 4
 
 
+def test_column_is_set_in_the_rows_of_the_data_or_not_at_all(k: Kernel) -> None:
+    k.ok("twice = pd.DataFrame({'t': ['b', 'c', 'a', 'd'], 'n': [1, 2, 3, 4]}, index=[0, 1, 0, 1])")
+    k.ok(
+        "pol = pl.DataFrame({'t': ['b', 'c', 'a'], 'n': [1, 2, 3]})\none = twice.set_axis([0, 1, 2, 3])"
+    )
+    k.ok("same = pd.DataFrame({'t': ['b', 'a']}, index=[5, 5])")
+    before = len(sent(k))
+    advice = "Run twice = twice.reset_index(drop=True), and make the data from it."
+    order = "in their order, and has no index to match them. To store a new table, write -o NAME."
+    for cell, message in {
+        '--over twice.sort_values("t") -o twice["x"]': advice,
+        '--over twice["t"].sort_values() -o twice["x"]': advice,
+        '--over twice[twice["n"] > 2] -o twice["x"]': advice,
+        '--over same.sort_values("t") -o same["x"]': "same.reset_index(drop=True)",
+        '--over one.iloc[[0,0,1]] -o one["x"]': "the index of the data has duplicates",
+        '--over one.set_axis([1,2,3,9]) -o one["x"]': "a row 9, which one does not have.",
+        '--over one.sort_values("t").reset_index(drop=True) -o one["x"]': "have the values of other rows",
+        '--over one["t"].sort_values().reset_index(drop=True) -o one["x"]': "Do not reset its index.",
+        '--over pol.sort("t") -o pol["x"]': f"the data is not the rows of pol {order}",
+        '--over pol.head(2) -o pol["x"]': "pol has 3 rows, and the data has 2 rows. To store",
+        '--over sorted(one["t"]) -o one["x"]': f"the data is not the rows of one {order}",
+        '--over pl.DataFrame({"t":["a","b","c","d"]}) -o one["x"]': order,
+    }.items():
+        assert message in k.run(f"%%llm {cell}\n{{item}}").error, cell
+    assert len(sent(k)) == before
+    for data in (
+        "twice",
+        "twice.copy()",
+        'twice["t"]',
+        "twice.to_dict('records')",
+        "list(twice.t)",
+    ):
+        k.ok(f'%%llm --over {data} -o twice["x"]\n{{item}}')
+        assert k.value("len(twice.pop('x'))") == 4, data
+    k.ok('%%llm --over twice["t"] -o twice["x"]\n{item}')
+    assert k.value("bool((twice.x == twice.t).all())") is True
+    k.ok('%%llm --over one.sort_values("t") -o one["x"]\n{t}')
+    assert k.value("bool((one.x == one.t).all())") is True
+    k.ok('%%llm --over one.t.str.upper()[[2, 0]] -o one["y"]\n{item}')
+    assert k.value("one.y.fillna('').tolist()") == ["B", "", "A", ""]
+    k.ok('%%llm --over pol.select("t") -o pol["x"]\n{t}')
+    assert k.value("pol['x'].to_list()") == ["b", "c", "a"]
+
+
 def test_wrong_cell_sends_nothing(k: Kernel) -> None:
     k.ok("towns = ['Rome', 'Oslo']\nsized = pd.DataFrame({'pop': [1, 3]})")
     before = len(sent(k))

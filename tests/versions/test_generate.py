@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+import torch
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 from transformers import GenerationMixin
@@ -24,7 +25,8 @@ from llm_magic.backends.local.generation.model_runner import PrefillChunkSize
 from llm_magic.config.settings import GenerationConfig
 from llm_magic.errors import OptionError
 from llm_magic.session import Session
-from tests.local_models import parrot
+from llm_magic.types import Structure
+from tests.local_models import local_model, parrot
 from tests.many import PROMPTS, BatchModel, conversations
 from tests.plain_generate import PlainGenerate
 from tests.tiny_models import Architecture, tiny, tiny_llama
@@ -300,3 +302,32 @@ def test_batch_without_fast_path_answers_one_by_one(
     config = GenerationConfig(max_new_tokens=4, temperature=0)
     many = conversations(PROMPTS[:3])
     assert batch.together(many, config) == batch.alone(many, config)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_form_of_an_answer_is_enforced(
+    session: Session, tmp_path: Path, architecture: Architecture
+) -> None:
+    folder = tiny(tmp_path / "m", architecture, chat_template=None)
+    session.load(str(folder), dtype="float32", device="cpu")
+    digits, choice = Structure("regex", "[0-9]{3,5}"), Structure.choice(["hat", "the man"])
+    if local_model(session).traits.fallback_reason is not None:
+        # Of old versions, also models with states.
+        assert architecture in (*OWN_STATE, "mamba", "jamba", "granitemoehybrid", "lfm2")
+        for structure in (digits, choice):
+            with pytest.raises(OptionError, match="cannot be held to a form: "):
+                session.generate(PROMPT, structure=structure)
+        return
+    reply = session.generate(PROMPT, structure=digits)
+    assert reply.isdigit()
+    assert 3 <= len(reply) <= 5
+    plain, sums = PlainGenerate(folder), []
+    for label in choice.labels:
+        prompt, tokens = (plain.tokenizer(text).input_ids for text in (PROMPT, label))
+        with torch.inference_mode():
+            logits = plain.model(torch.tensor([prompt + tokens])).logits[0, len(prompt) - 1 :]
+        logs = logits.double().log_softmax(-1)
+        sums.append(logs[range(len(tokens)), tokens].sum())
+    expected = dict(zip(choice.labels, torch.stack(sums).softmax(-1).tolist(), strict=True))
+    probabilities = session.generate(PROMPT, structure=choice).probabilities
+    assert dict(probabilities) == pytest.approx(expected, abs=1e-5)

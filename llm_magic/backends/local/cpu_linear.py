@@ -45,6 +45,8 @@ _MANY_ROWS = 128
 # to wait for all of them.
 _PATIENCE = 32
 _extra_patience = itertools.cycle(range(_PATIENCE))
+# Larger weights with one input are not fused: that gains nothing, and copies what is mapped from the file.
+_MAX_FUSED_BYTES = 1 << 24
 # torch's own kernel is used unless it takes this many times as long as oneDNN's: old versions have a slow
 # one. Where it is good, it is faster on idle CPUs only, so that a load beside others must not decide.
 # Found out with a matrix of this shape (64 MB, more than a cache).
@@ -60,7 +62,7 @@ def optimize(model: nn.Module, *, pack: bool = True) -> int:
     changed = [m for m in layers if m.weight.dtype == torch.bfloat16] if pack and can_pack() else []
     if changed and not _convert(model, changed):
         changed = []
-    if changed:
+    if few_rows() == 0 or any(isinstance(layer, FusedLinear) for layer in changed):
         copy_mapped_weights(m for m in model.modules() if not isinstance(m, FusedLinear))
     slow = [m for m in layers if type(m) is nn.Linear and has_kernel(m.weight.dtype) is False]
     return len(changed) + _use_float32_matmul(slow)
@@ -68,7 +70,7 @@ def optimize(model: nn.Module, *, pack: bool = True) -> int:
 
 def _convert(model: nn.Module, layers: list[nn.Linear]) -> bool:
     """Fuse and convert layers; returns False, with all as before, if the model does not run so."""
-    fuse(model, layers, Bfloat16Linear.joined)
+    fuse(model, layers, Bfloat16Linear.joined, _MAX_FUSED_BYTES)
     embedding = getattr(model, "get_input_embeddings", lambda: None)()
     for layer in layers:
         if type(layer) is nn.Linear:

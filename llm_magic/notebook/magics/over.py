@@ -163,13 +163,8 @@ class Output:
             raise OptionError(
                 f"-o {self} would replace the column {self.column} of {self.name}. Choose another name."
             )
-        rows = len(data) if isinstance(data, Sized) else None
-        if rows != len(table) and not _is_part(data, table):
-            count = counted(rows, "row") if rows is not None else "an unknown number of rows"
-            raise OptionError(
-                f"-o {self}: {self.name} has {counted(len(table), 'row')}, and the data has {count}. To"
-                " store a new table, write -o NAME."
-            )
+        if reason := _mismatch(self.name, data, table):
+            raise OptionError(f"-o {self}: {reason} To store a new table, write -o NAME.")
 
     def store(self, data: object, mapped: Mapped, variables: MutableMapping[str, Any]) -> str:
         """Store the answers, and return what is stored."""
@@ -256,6 +251,84 @@ def _is_part(data: Any, table: Any) -> bool:
     return bool(
         table.index.is_unique and data.index.is_unique and data.index.isin(table.index).all()
     )
+
+
+def _mismatch(name: str, data: Any, table: Any) -> str:
+    """Return why the rows of data cannot be matched to those of a table; an empty string if they can.
+
+    They are matched by a unique index. Without one, data must be the rows of the table in their order.
+    """
+    if data is table or _has_rows_of(data, table):
+        return ""
+    if _is_part(data, table):
+        moved = (
+            f"the rows of the data have the values of other rows of {name}. Do not reset its index."
+        )
+        return moved if _is_renumbered(data, table) else ""
+    if family(table) == "frame" and family(data) in {"frame", "series"}:
+        if not table.index.is_unique:
+            return (
+                f"the index of {name} has duplicates, so the rows of the data cannot be matched. Run"
+                f" {name} = {name}.reset_index(drop=True), and make the data from it."
+            )
+        if not data.index.is_unique:
+            return "the index of the data has duplicates, so its rows cannot be matched."
+        label = data.index[~data.index.isin(table.index)][0]
+        return f"the data has a row {visible_line(str(label))}, which {name} does not have."
+    rows = len(data) if isinstance(data, Sized) else None
+    if rows != len(table):
+        count = counted(rows, "row") if rows is not None else "an unknown number of rows"
+        return f"{name} has {counted(len(table), 'row')}, and the data has {count}."
+    return f"the data is not the rows of {name} in their order, and has no index to match them."
+
+
+def _has_rows_of(data: Any, table: Any) -> bool:
+    """Return whether data and a table have equal rows, in the columns of both, in the same order."""
+    from llm_magic.session.map.rows import rows_of
+
+    has_labels = family(table) == "frame" and family(data) in {"frame", "series"}
+    if has_labels and not data.index.equals(table.index):
+        return False
+    if not isinstance(data, Sized) or len(data) != len(table):
+        return False
+    rows, its = rows_of(data), rows_of(table)
+    columns = [name for name in its.columns if name in rows.columns]
+    pairs = zip(rows, its, strict=True)
+    if columns or rows.columns:
+        return bool(columns) and all(
+            _is_same(row.columns.get(name), other.columns[name])
+            for row, other in pairs
+            for name in columns
+        )
+    # The rows are values, such as those of a list: one of the columns has them.
+    columns = list(its.columns)
+    for row, other in pairs:
+        columns = [name for name in columns if _is_same(row.item, other.columns[name])]
+    return bool(columns)
+
+
+def _is_renumbered(data: Any, table: Any) -> bool:
+    """Return whether all columns that part of a pandas table shares with it have values of other rows."""
+    part = data if family(data) == "frame" else data.to_frame()
+    whole = table.loc[data.index]
+    names = [name for name in part.columns if name in table.columns]
+    # Lists in a column cannot be searched.
+    with contextlib.suppress(TypeError):
+        return bool(names) and all(
+            not all(map(_is_same, part[name].tolist(), whole[name].tolist()))
+            and part[name].isin(table[name]).all()
+            for name in names
+        )
+    return False
+
+
+def _is_same(value: Any, other: Any) -> bool:
+    from llm_magic.session.map.prompts import is_missing
+
+    # Arrays and missing values have no truth.
+    with contextlib.suppress(TypeError, ValueError):
+        return value is other or bool(value == other) or (is_missing(value) and is_missing(other))
+    return False
 
 
 def dry_run(

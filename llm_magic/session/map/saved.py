@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 # Of maps that ended early: the oldest rows are discarded first.
 _MOST_ROWS = 200_000
 _USAGE = tuple(field.name for field in dataclasses.fields(Usage))
+# A row that was not written completely.
+_TORN = re.compile(rb'\{"key":"(?:[0-9a-f]{0,32}|[0-9a-f]{32}"(?:,"text":".*)?)', re.DOTALL)
 _REASONS = frozenset({"stop", "length", "cancelled", "truncated"})
 
 
@@ -75,7 +78,8 @@ class SavedRows:
             for number, line in enumerate(lines):
                 found = _row(line)
                 self._is_torn = not line.endswith(b"\n")
-                if found is None and number == 0 and not self._is_torn:
+                is_ours = found is not None or (self._is_torn and _TORN.fullmatch(line) is not None)
+                if number == 0 and not is_ours:
                     raise OptionError(
                         f"{self.path} is not a file of saved rows. Choose another file name."
                     )

@@ -19,7 +19,7 @@ from llm_magic.config.option_spec import OptionModel, specs
 from llm_magic.config.settings import GenerationConfig, GenerationOptions, Settings
 from llm_magic.errors import LLMMagicError, OptionError, SettingsError
 from llm_magic.session.generation_settings import GenerationSettings
-from llm_magic.session.requests import AskOptions
+from llm_magic.session.requests import AskOptions, TypeOptions
 from llm_magic.types import Structure
 from tests.scripted import scripted_session
 
@@ -277,7 +277,7 @@ def test_call_precedes_session_precedes_settings_precedes_model() -> None:
 def test_keyword_arguments_are_the_fields_of_the_option_sets() -> None:
     assert get_type_hints(LoadOptions).keys() == registry.load_specs().keys()
     fields = GenerationConfig.model_fields.keys() | {"model", "system", "chat", "trim"}
-    assert AskOptions.__annotations__.keys() == fields
+    assert AskOptions.__annotations__.keys() == fields | TypeOptions.__annotations__.keys()
 
 
 def test_wrong_type_raises_an_error_of_this_package() -> None:

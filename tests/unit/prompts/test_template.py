@@ -377,7 +377,7 @@ def test_error_suggests_a_similar_attribute_key_or_column(ref: str, near: str) -
         (
             "reply.nope",
             "The attributes are model, backend, finish_reason, usage, timing, messages,"
-            " reasoning, dropped_turns, context_full, text, json, code.",
+            " reasoning, dropped_turns, context_full, probabilities, value, retry, ….",
         ),
         ("reply.txet", 'Did you mean "text"?'),
         ("reply.content", "The reply is the text itself."),

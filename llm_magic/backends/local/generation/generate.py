@@ -63,9 +63,7 @@ def _answer(loaded: LocalModel, ids: torch.Tensor, sequence: Sequence) -> bool:
         reason = f"{type(loaded.model).__name__} keeps a custom state"
         loaded.traits = compat.ModelTraits(reason)
     if sequence.constraint is not None:
-        raise OptionError(
-            f"{loaded.info.name} cannot be held to a form: {loaded.traits.fallback_reason}."
-        )
+        raise _no_form(loaded)
     sequence.job.accepts = False
     # `generate` comes from a mixin that the annotations of models do not show.
     generate: Any = loaded.model.generate
@@ -77,6 +75,14 @@ def _answer(loaded: LocalModel, ids: torch.Tensor, sequence: Sequence) -> bool:
             **sequence.options,
         )
     return True
+
+
+def _no_form(loaded: LocalModel) -> OptionError:
+    """Return the error for a model that only `generate` of Transformers decodes."""
+    name, reason = loaded.info.name, loaded.traits.fallback_reason
+    return OptionError(
+        f"{name} cannot be held to a form: {reason}. Ask for the form in the prompt."
+    )
 
 
 def _choose(loaded: LocalModel, sequence: Sequence, labels: Labels) -> None:
@@ -102,6 +108,8 @@ def _read_labels(
     loaded: LocalModel, sequence: Sequence, labels: Labels
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """Return the logits after the text of a sequence, and after the tokens of each label."""
+    if loaded.traits.fallback_reason is not None:
+        raise _no_form(loaded)
     ids, logits = torch.tensor([sequence.ids], device=loaded.model.device), None
     if loaded.traits.can_batch:
         inputs = parameters.prepare(loaded.model, ids, sequence.options)

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 _JSON_LAYOUT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 _UNKNOWN_KEYS = "Unimplemented keys: "
 _LONGEST_REASON = 300
+# Rules may refer to each other in a chain, which llguidance follows on the stack of the thread.
+_MAX_GRAMMAR = 1 << 14
 
 
 @functools.lru_cache(maxsize=64)
@@ -77,6 +79,8 @@ def _grammar(structure: Structure) -> dict[str, Any]:
     if structure.kind == "json_schema":
         return {"json_schema": bounded(structure.source) | {"x-guidance": _JSON_LAYOUT}}
     if structure.kind == "grammar":
+        if len(structure.source) > _MAX_GRAMMAR:
+            raise ValueError(f"it has more than {_MAX_GRAMMAR:,} characters")
         return {"lark_grammar": structure.source}
     if structure.kind == "choice":
         return {"lark_grammar": f"start: {' | '.join(map(json.dumps, structure.labels))}"}

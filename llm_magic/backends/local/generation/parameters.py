@@ -111,10 +111,7 @@ def generate_options(
     else:
         # Transformers warns about sampling options that have no effect.
         options |= {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-    if config.structure is not None:
-        # It would punish the marks and the names that the form repeats.
-        options["repetition_penalty"] = 1.0
-    elif config.repetition_penalty is not None:
+    if config.repetition_penalty is not None:
         options["repetition_penalty"] = config.repetition_penalty
     if model.generation_config.pad_token_id is None:
         # Otherwise `generate` warns that it chose this by itself.

@@ -357,6 +357,22 @@ def test_changed_model_has_the_logits_and_the_state_of_the_usual_one(
             torch.testing.assert_close(model(rows).logits, usual(rows).logits, rtol=0.1, atol=0.1)
 
 
+@pytest.mark.parametrize("max_bytes", [0, 1 << 24])
+def test_large_weights_stay_in_the_memory_of_the_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, max_bytes: int
+) -> None:
+    monkeypatch.setattr(cpu_linear, "few_rows", lambda: 2)
+    monkeypatch.setattr(cpu_linear, "_MAX_FUSED_BYTES", max_bytes)
+    model = AutoModelForCausalLM.from_pretrained(tiny(tmp_path, "llama"), dtype=torch.bfloat16)
+    before = {parameter.data_ptr() for parameter in model.parameters()}
+    optimize(model)
+    after = {parameter.data_ptr() for parameter in model.parameters()}
+    if max_bytes and cpu_linear.can_pack():
+        assert not before & after
+    else:
+        assert before == after
+
+
 @pytest.mark.parametrize("missing", ["_reorder_linear_weight", "_linear_pointwise"])
 def test_layers_stay_as_they_are_where_torch_cannot_pack(
     monkeypatch: pytest.MonkeyPatch, missing: str

@@ -108,6 +108,27 @@ def test_file_that_is_none_of_saved_rows_stays_as_it_is(scripted: Pair, tmp_path
     assert sent(backend) == []
 
 
+@pytest.mark.parametrize("text", ['{"a": 1}', '{"key":"a"}', "TODO: call Bob", "a,b", " ", "{"])
+def test_foreign_file_of_one_line_without_its_end_stays_as_it_is(
+    scripted: Pair, tmp_path: Path, text: str
+) -> None:
+    session, backend = scripted
+    file = tmp_path / "config.json"
+    file.write_text(text)
+    with pytest.raises(OptionError, match=r"config\.json is not a file of saved rows\."):
+        session.map("{item}", ["a"], save=file)
+    assert (file.read_text(), sent(backend)) == (text, [])
+
+
+def test_file_with_a_part_of_its_first_row_is_used(scripted: Pair, tmp_path: Path) -> None:
+    session, backend = scripted
+    file = tmp_path / "rows.jsonl"
+    session.map("{item}", ["a"], save=file)
+    file.write_bytes(file.read_bytes()[:30])
+    assert list(session.map("{item}", ["a"], save=file)) == ["a"]
+    assert sent(backend) == ["a", "a"]
+
+
 def test_full_disk_ends_the_map_and_keeps_its_rows(scripted: Pair) -> None:
     session, backend = scripted
     with pytest.raises(OptionError, match="/dev/full is not a regular file"):

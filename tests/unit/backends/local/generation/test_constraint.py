@@ -142,10 +142,11 @@ def test_form_that_allows_everything_changes_nothing(
     assert text_of(smollm, PROMPT, structure=ANYTHING, **about, max_new_tokens=24) == free
 
 
-def test_repetition_penalty_is_left_out(smollm: Session) -> None:
+def test_default_repetition_penalty_is_not_applied(smollm: Session) -> None:
     options: dict[str, Any] = {"temperature": 0, "structure": ANYTHING, "max_new_tokens": 24}
-    texts = {text_of(smollm, PROMPT, repetition_penalty=p, **options) for p in (1, 1.15, 2)}
-    assert len(texts) == 1
+    default = text_of(smollm, PROMPT, **options)
+    assert text_of(smollm, PROMPT, repetition_penalty=1, **options) == default
+    assert text_of(smollm, PROMPT, repetition_penalty=2, **options) != default
 
 
 @pytest.mark.parametrize("temperature", [0, 1.0])
@@ -165,7 +166,7 @@ def test_forced_text_saves_passes_and_changes_nothing(
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen3", "gemma2", "gemma3_text", "lfm2"])
-def test_drafts_change_nothing(
+def test_speculative_tokens_change_nothing(
     session: Session,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -173,9 +174,9 @@ def test_drafts_change_nothing(
 ) -> None:
     session.load(str(tiny(tmp_path / "m", architecture)), dtype="float32")
     cases = [(schema(value), seed) for value in SCHEMAS for seed in range(2)]
-    with_drafts = [text_of(session, "x", structure=s, seed=seed) for s, seed in cases]
+    expected = [text_of(session, "x", structure=s, seed=seed) for s, seed in cases]
     monkeypatch.setattr(generate, "drafter", lambda *_: None)
-    assert [text_of(session, "x", structure=s, seed=seed) for s, seed in cases] == with_drafts
+    assert [text_of(session, "x", structure=s, seed=seed) for s, seed in cases] == expected
 
 
 def test_assistant_changes_nothing(session: Session, tmp_path: Path) -> None:
@@ -299,9 +300,32 @@ UNION = [
             schema({"type": "object", "properties": {"a": {"$ref": "#"}}, "required": ["a"]}),
             "it starts with an endless text: an object requires itself",
         ),
+        (
+            schema(
+                {"allOf": [{"type": "string", "pattern": f"a.{{{n},400}}c"} for n in range(30)]}
+            ),
+            "it combines more than 4 patterns by allOf",
+        ),
+        (
+            schema({"$defs": {f"a{n}": {"$ref": f"#/$defs/a{n + 1}"} for n in range(900)}}),
+            "more than 400 references",
+        ),
+        (Structure("grammar", "start: " + "r " * 10_000), "more than 16,384 characters"),
         (schema({"allOf": [{"anyOf": UNION} for _ in range(8)]}), "schema too large"),
     ],
-    ids=["deep", "deep json", "deep schema", "1 MB", "properties", "union", "endless", "product"],
+    ids=[
+        "deep",
+        "deep json",
+        "deep schema",
+        "1 MB",
+        "properties",
+        "union",
+        "endless",
+        "patterns",
+        "chain",
+        "grammar",
+        "product",
+    ],
 )
 def test_hostile_schema_is_refused(llama: Session, structure: Structure, message: str) -> None:
     with pytest.raises(OptionError, match=message):
