@@ -316,6 +316,7 @@ class LLMMagics(SessionMagics):
         output = self._map_output(args, data)
         types = self._named_types(args)
         about, notes = over.options(args, names, types), args.notes + self._load_notes(args)
+        notes += over.save_notes(args)
         plain, is_dry_run = bool(args["plain"]), bool(args["dry_run"])
         if args["system"] is not None:
             filled = self._filled(args["system"], names, all_notes=is_dry_run)
