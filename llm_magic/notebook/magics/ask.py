@@ -484,7 +484,7 @@ class LLMMagics(SessionMagics):
         if value is not None:
             args.notes += (f"-o {name} replaces the {type(value).__name__} in {name}.",)
         elif hasattr(builtins, name):
-            args.notes += (f"-o {name} hides the built-in {name}. To restore it, run: del {name}",)
+            args.notes += (f"-o {name} hides the built-in {name}. Run del {name} to restore it.",)
         elif name not in self.shell.user_ns and name in self._magic_names():
             args.notes += (f"-o {name} hides the magic {name}: write %{name}, with its %.",)
 
