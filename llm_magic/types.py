@@ -33,7 +33,7 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Structure:
-    """The form that an answer must have; a backend that supports its kind generates nothing else.
+    """What an answer must conform to; a backend that supports its kind generates nothing else.
 
     Attributes:
         kind: ``json_schema``, ``choice``, ``regex`` or ``grammar``.
@@ -264,12 +264,12 @@ class Reply(str):
         return block.code.rstrip("\n")
 
     def check_whole(self) -> None:
-        """Raise `InvalidReply` if an answer with a structure was cut: it may not have its form."""
+        """Raise `InvalidReply` if an answer with a structure was cut: it may be incomplete."""
         if self.finish_reason != "stop":
             raise self.invalid("The answer ended before it was complete.")
 
     def invalid(self, problem: str, *, is_cut: bool = True) -> InvalidReply:
-        """Return the error of a reply without its required form; `is_cut`: more tokens may give it that."""
+        """Return the error of a reply without its structure; `is_cut`: more tokens may give it that."""
         invalid = InvalidReply(problem)
         invalid.reply = self
         if not is_cut:

@@ -246,7 +246,7 @@ class GenerationOptions(OptionModel):
 
 
 class GenerationConfig(GenerationOptions):
-    """The options of one answer, as a backend gets them; `structure` is the form that it must have."""
+    """The options of one answer, as a backend gets them; `structure` is what it must conform to."""
 
     structure: Structure | None = None
 

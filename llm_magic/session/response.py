@@ -721,7 +721,7 @@ class Response:
         return answer_type.checked(self.text, self._parts.finish_reason or "truncated")
 
     def _form_error(self, reply: Reply, problem: InvalidValue | None) -> InvalidReply | None:
-        """Return the error of a reply that does not have the form that was requested."""
+        """Return the error of a reply that does not have the structure that was requested."""
         answer_type = self.prepared.request.answer_type
         try:
             if answer_type is not None and problem is not None:

@@ -315,7 +315,7 @@ def test_form_of_an_answer_is_enforced(
         # Of old versions, also models with states.
         assert architecture in (*OWN_STATE, "mamba", "jamba", "granitemoehybrid", "lfm2")
         for structure in (digits, choice):
-            with pytest.raises(OptionError, match="cannot be held to a form: "):
+            with pytest.raises(OptionError, match="cannot be held to a structure: "):
                 session.generate(PROMPT, structure=structure)
         return
     reply = session.generate(PROMPT, structure=digits)

@@ -206,7 +206,7 @@ class LlamaCppBackend(Backend):
             "repeat_last_n": loaded.engine.config.context,
             **_AS_TRANSFORMERS,
             **option_fields(fields, config),
-            **_form_fields(config.structure),
+            **_structure_fields(config.structure),
             **config.extra,
         }
 
@@ -256,11 +256,11 @@ class LlamaCppBackend(Backend):
         return find_loaded(self._models, name)
 
 
-def _form_fields(structure: Structure | None) -> dict[str, Any]:
-    """Return the fields that hold an answer to its form, which the repetition penalty would punish."""
+def _structure_fields(structure: Structure | None) -> dict[str, Any]:
+    """Return the fields that hold an answer to its structure."""
     if structure is None:
         return {}
-    return {"grammar": f"%llguidance {{}}\n{grammar.lark(structure)}", "repeat_penalty": 1.0}
+    return {"grammar": f"%llguidance {{}}\n{grammar.lark(structure)}"}
 
 
 def _require_packages() -> None:

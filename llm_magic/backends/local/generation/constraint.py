@@ -1,4 +1,4 @@
-"""Holds an answer to its form: which tokens may come next, by llguidance; on the inference thread."""
+"""Holds an answer to its structure: which tokens may come next, by llguidance; on the inference thread."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Constraint:
 
     @property
     def is_complete(self) -> bool:
-        """Whether the answer so far has its form; more may follow."""
+        """Whether the answer so far has its structure; more may follow."""
         return self._matcher.is_accepting()
 
     def excluded(self, size: int) -> torch.Tensor:
@@ -64,12 +64,12 @@ class Constraint:
     def append(self, token: int) -> None:
         """Follow the next token of the answer.
 
-        Raises `GenerationFailed` where the form is too complex to go on.
+        Raises `GenerationFailed` where the structure is too complex to go on.
         """
         if not self._matcher.consume_token(token):
             reason = self._matcher.get_error().partition("\n")[0]
             raise GenerationFailed(
-                f"The form of the answer cannot be enforced any further: {reason}."
+                f"The structure of the answer cannot be enforced any further: {reason}."
             )
 
     def forced(self, limit: int) -> list[int]:

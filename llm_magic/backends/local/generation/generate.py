@@ -63,7 +63,7 @@ def _answer(loaded: LocalModel, ids: torch.Tensor, sequence: Sequence) -> bool:
         reason = f"{type(loaded.model).__name__} keeps a custom state"
         loaded.traits = compat.ModelTraits(reason)
     if sequence.constraint is not None:
-        raise _no_form(loaded)
+        raise _no_structure(loaded)
     sequence.job.accepts = False
     # `generate` comes from a mixin that the annotations of models do not show.
     generate: Any = loaded.model.generate
@@ -77,12 +77,10 @@ def _answer(loaded: LocalModel, ids: torch.Tensor, sequence: Sequence) -> bool:
     return True
 
 
-def _no_form(loaded: LocalModel) -> OptionError:
+def _no_structure(loaded: LocalModel) -> OptionError:
     """Return the error for a model that only `generate` of Transformers decodes."""
     name, reason = loaded.info.name, loaded.traits.fallback_reason
-    return OptionError(
-        f"{name} cannot be held to a form: {reason}. Ask for the form in the prompt."
-    )
+    return OptionError(f"{name} cannot be held to a structure: {reason}. Ask for it in the prompt.")
 
 
 def _choose(loaded: LocalModel, sequence: Sequence, labels: Labels) -> None:
@@ -109,7 +107,7 @@ def _read_labels(
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """Return the logits after the text of a sequence, and after the tokens of each label."""
     if loaded.traits.fallback_reason is not None:
-        raise _no_form(loaded)
+        raise _no_structure(loaded)
     ids, logits = torch.tensor([sequence.ids], device=loaded.model.device), None
     if loaded.traits.can_batch:
         inputs = parameters.prepare(loaded.model, ids, sequence.options)

@@ -1,4 +1,4 @@
-"""The form of an answer as a grammar of llguidance, checked without a model."""
+"""The structure of an answer as a grammar of llguidance, checked without a model."""
 
 from __future__ import annotations
 

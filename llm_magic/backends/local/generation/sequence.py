@@ -36,7 +36,7 @@ class Sequence:
 
     `ids` includes the answer, so that a preempted sequence can be read again. `cache` holds a part of
     the prompt or all but the last token, `generator` has the random numbers of a seed; both are None
-    for a sequence that is decoded alone. `constraint` holds the answer to its form; `labels` are
+    for a sequence that is decoded alone. `constraint` holds the answer to its structure; `labels` are
     those of an answer that is chosen, `in_reasoning` is whether the prompt has opened its reasoning.
     `finished` is set once the answer has ended, also by an error.
     """
@@ -72,13 +72,13 @@ class Sequence:
         streamer = TokenStreamer(loaded, request.config, job.emit)
         ends = parameters.eos_token_ids(loaded.model, options)
         sequence = cls(job, ids, options, streamer, ends, len(ids))
-        sequence._set_form(loaded, request.config.structure, in_reasoning=bool(tag))
+        sequence._set_structure(loaded, request.config.structure, in_reasoning=bool(tag))
         return sequence
 
-    def _set_form(
+    def _set_structure(
         self, loaded: LocalModel, structure: Structure | None, *, in_reasoning: bool
     ) -> None:
-        """Set what holds the answer to its form. A label is chosen after the reasoning, if there is any."""
+        """Set what holds the answer to its structure. A label is chosen after any reasoning."""
         if structure is None:
             return
         grammars = loaded.grammars
@@ -130,7 +130,7 @@ class Sequence:
 
     @property
     def has_ended(self) -> bool:
-        """Whether the answer has ended by itself: with its last token, a stop text, or its whole form."""
+        """Whether the answer has ended by itself: with its last token, a stop text, or a whole structure."""
         streamer, constraint = self.streamer, self.constraint
         if streamer.stop_reached or streamer.last_token in self.eos_token_ids:
             return True
@@ -138,7 +138,7 @@ class Sequence:
 
     @property
     def end_reason(self) -> FinishReason:
-        """Why an answer that `has_ended` did: a stop text may come before it has its form."""
+        """Why an answer that `has_ended` did: a stop text may come before it has its structure."""
         is_cut = self.constraint is not None and not self.constraint.is_complete
         return "truncated" if is_cut else "stop"
 
