@@ -357,6 +357,15 @@ def test_rows_that_are_written_together_show_that_they_live(k: Kernel) -> None:
     assert "tiny · 0 of 4 rows · 1 missing · " in ran.text
 
 
+def test_saving_to_the_name_of_a_table_has_a_note(k: Kernel) -> None:
+    shown = k.ok("%%llm --over df --save table.csv --dry-run\nAbout {text}").text
+    assert (
+        "Note: --save table.csv writes JSON lines, not a table. Write --save table.jsonl;" in shown
+    )
+    shown = k.ok("%%llm --over df --save table.jsonl --dry-run\nAbout {text}").text
+    assert "writes JSON lines" not in shown
+
+
 def test_saved_rows_are_not_sent_again(k: Kernel) -> None:
     cell = "%%llm --over df --save rows.jsonl -o out\nAbout {text}"
     k.ok("backend.will(GenerationFailed('It broke.'))")

@@ -172,6 +172,8 @@ def test_dry_run_shows_the_schema_and_how_it_is_enforced(k: Kernel) -> None:
         ("--schema 'name, age years'", "'age years': there is no type 'years'. Use str, int,"),
         ("--schema missing.json", "missing.json cannot be read: No such file or directory."),
         ("--schema will", "A function is no type. Use a class"),
+        ('--schema Literal["red"]', "is not defined. Run: from typing import Literal"),
+        ('--schema ["red","green"]', "For one of several labels, use --choice."),
         ("--choice red", "--choice red: red is not defined."),
         ("--choice red,", "'' is no label."),
         ("--choice red,red", "The label red is named twice."),

@@ -65,6 +65,9 @@ _NOT_HERE: Mapping[str, Mapping[str, str]] = {
         (*_FORCE, "reload"),
         "To load a model again, run %llm_unload first. To stop jobs, run %llm_stop.",
     ),
+    "llm_chats": dict.fromkeys(
+        ("delete", "remove", "clear", "reset"), "%llm_reset CHAT deletes the turns of a chat."
+    ),
     "llm_stop": {"all": "%llm_stop stops all jobs, %llm_stop JOB only one."},
     "llm_wait": {"all": "%llm_wait waits for all jobs, %llm_wait JOB for one."},
     "llm_jobs": dict.fromkeys(

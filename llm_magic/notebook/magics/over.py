@@ -42,6 +42,8 @@ _REFUSED = {
     "replace": "--replace requires -f code, which --over does not have.",
     "literal": "--literal would send the same prompt for each row. To send braces, double them: {{x}}.",
 }
+# Suffixes of files that --save does not write.
+_TABLE_FILES = frozenset((".csv", ".tsv", ".xlsx", ".xls", ".parquet"))
 _BRACES = re.compile(r"\{([\w.]+)\}|\$(\w+)")
 
 
@@ -79,6 +81,18 @@ def options(args: Parsed, names: Mapping[str, Any], types: Mapping[str, Any]) ->
     if args["on"] is not None:
         given["on"] = _executor(args["on"], names)
     return given  # type: ignore[return-value]
+
+
+def save_notes(args: Parsed) -> tuple[str, ...]:
+    """Return a note if the name of the file to save to is that of a table."""
+    file = Path(args["save"] or "")
+    if file.suffix.lower() not in _TABLE_FILES:
+        return ()
+    jsonl = visible_line(str(file.with_suffix(".jsonl")))
+    return (
+        f"--save {visible_line(str(file))} writes JSON lines, not a table. Write --save {jsonl}; for a table,"
+        " use -o NAME and NAME.to_csv(…).",
+    )
 
 
 def _executor(name: str, names: Mapping[str, Any]) -> Any:
