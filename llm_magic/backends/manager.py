@@ -28,6 +28,7 @@ from llm_magic.errors import (
     ServerUnreachable,
     did_you_mean,
 )
+from llm_magic.text import visible_line
 from llm_magic.types import MemoryUse, ModelInfo, Progress, State, Unloaded
 
 
@@ -73,6 +74,11 @@ class Status:
     progress: Progress | None
     memory: MemoryUse | None
     failed_model: str | None = None
+
+    def __repr__(self) -> str:
+        names = ", ".join(visible_line(info.name) for info in self.models) or "no model"
+        error = f", last error: {visible_line(self.last_error)}" if self.last_error else ""
+        return f"<Status: {self.status}, {names}{error}; %llm_status shows it as a table>"
 
     @property
     def active(self) -> ModelInfo | None:

@@ -17,12 +17,14 @@ from llm_magic import notebook
 from llm_magic.notebook.magics import unregister
 from llm_magic.notebook.magics.panel import PanelMagics
 from llm_magic.session import IMPORTED_AT, kernel_session
+from llm_magic.text import counted
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
 _NOTEBOOK = notebook.__name__
 _PACKAGE = _NOTEBOOK.partition(".")[0]
+_MOST_NAMED = 3  # changed modules
 
 
 def is_reload(shell: InteractiveShell) -> bool:
@@ -47,10 +49,12 @@ def prepare(shell: InteractiveShell) -> None:
         for name in [name for name in sys.modules if _is_in(name, _NOTEBOOK)]:
             del sys.modules[name]
     # The module of the extension itself is imported again by IPython.
-    below = (
+    below = sorted(
         n for n in _changed(_PACKAGE, IMPORTED_AT) if n != _PACKAGE and not _is_in(n, _NOTEBOOK)
     )
-    if names := ", ".join(sorted(below)):
+    if below:
+        is_long = len(below) > _MOST_NAMED
+        names = f"{counted(len(below), 'module')} of {_PACKAGE}" if is_long else ", ".join(below)
         sys.stdout.write(f"Note: {names} changed. Restart the kernel to use the new code.\n")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import builtins
 import re
 from collections.abc import Callable, Mapping
 from keyword import iskeyword
@@ -27,6 +28,10 @@ _TEXT_AFTER = re.compile(r"(?P<code>[^\W\d].*[)\]])(?P<text> ?[^\W\d]\w*+(?: \w+
 _COMMA = re.compile(r"(?P<code>[^\W\d][\w.]*+),(?P<method>[^\W\d]\w*+)(?P<call>\(.*\))")
 # `{df !r}`, `{df.mean()!}`, `{df!x}`
 _CONVERSION = re.compile(r"(?P<code>[^!]*[^!\s])\s*+!(?P<conversion>\w*+)(?P<spec>:[^{}]+)?")
+# What IPython and Python define in each notebook, which a template does not read.
+_SHELL_NAME = re.compile(r"_{1,3}|_i{0,3}|_i?\d+|_[iod]h|In|Out|exit|quit|get_ipython")
+_TEXT_METHODS = frozenset(("capitalize", "lower", "strip", "title", "upper"))
+_SEVERAL = re.compile(r"[^\W\d]\w++(?:[,;] ?[^\W\d]\w++)++")  # but not `{x, y}`, a set
 QUOTED = r"""(?:"(?:[^"\\\n]|\\.)*+"|'(?:[^'\\\n]|\\.)*+')"""
 
 
@@ -45,6 +50,10 @@ class Mistyped:
         if (named := _SPACED_KEY.fullmatch(code)) and self._is_key(named["name"], named["key"]):
             better = shown(f'{named["name"]}["{named["key"]}"]')
             return f"has a name with spaces; write {better}"
+        if _SEVERAL.fullmatch(code) and all(
+            map(self._is_defined, parts := re.split("[,;] ?", code))
+        ):
+            return f"has several names; write {' '.join(map(shown, parts))}"
         if reason := self._misplaced_mark(code):
             return reason
         if _ARITHMETIC.fullmatch(code):
@@ -79,9 +88,12 @@ class Mistyped:
 
     def reason_of_word(self, head: str, word: str) -> str:
         """Return the reason that a word after a colon is no format spec, but not for CSS: ``{a:red}``."""
-        if head.isidentifier() and family(self._names[head]) not in ARRAYS:
+        if word in _TEXT_METHODS:
+            better = f"; write {shown(f'{head}.{word}()')}"
+        elif head.isidentifier() and family(self._names[head]) not in ARRAYS:
             return ""
-        better = f"; write {shown(f'{head}.to_{word}()')}" if word in _FORMATS else ""
+        else:
+            better = f"; write {shown(f'{head}.to_{word}()')}" if word in _FORMATS else ""
         return f'has the format spec "{word}", which Python does not support{better}'
 
     def _is_key(self, name: str, key: str) -> bool:
@@ -141,7 +153,20 @@ def missing_note(code: str, name: str, expression: Expression, names: Mapping[st
     else:
         known = [one for one in names if one[:1] != "_"]
         near = did_you_mean(name, known, count=1) or did_you_mean(_stem(name), known, count=1)
+        if reason := _reserved(code, name):
+            return f"{shown(code)} was not replaced: {reason}{near}"
     return f"{shown(code)} was not replaced: {name} is not defined.{near}"
+
+
+def _reserved(code: str, name: str) -> str:
+    """Return the reason that a name of IPython or of Python alone is no reference, or an empty string."""
+    if name in FUNCTIONS and code == name:
+        return f"{name} is a function; write {shown(f'{name}(…)')} with its argument."
+    if name in {"In", "Out"}:
+        return f"{name} as a whole is not read; write {shown(f'{name}[NUMBER]')}."
+    if _SHELL_NAME.fullmatch(name):
+        return f"{name} is a name of IPython. Assign the value to a variable first."
+    return f"{name} is a name of Python, not a variable." if hasattr(builtins, name) else ""
 
 
 def _stem(name: str) -> str:

@@ -98,7 +98,6 @@ _NAME_NOT_CLOSED = re.compile(
 _OPENED_TWICE = re.compile(r"(?<!\w\{)(?P<code>[^\W\d]\w*+)\{(?=\s|\Z)")  # `{price{`
 _DOUBLE_AT_END = re.compile(r"\{\w++\{$")
 _BEFORE_TEXT = re.compile(r"[ \t]*+(?=\S)")
-_PLAIN_NAME = re.compile(r"[\w.]+")  # in three braces: Mustache
 # What precedes or follows an f-string literal in code, but not in prose.
 _CODE_AROUND = re.compile(
     r"[()\[\]{}=+,;#]|\b(?:and|assert|else|if|in|not|or|print|raise|return|yield)\s*$"
@@ -349,8 +348,8 @@ class _Filler:
         expression, missing = self._parse(code)
         single = width == 1 and opened - start == 1
         if expression is None:
-            if single:
-                self._note_syntax(code, first, end)
+            note = self._note_syntax if single else self._note_spaced
+            note(code, first, end)
             return None
         if missing:
             written = f"{{{code}}}"
@@ -464,6 +463,16 @@ class _Filler:
         elif self._in_prose(start, end) and not (code[-1] == ";" and self._is_block(start)):
             self._note(f"{{{code}}}", lambda: f"{shown(code)} was not replaced: it {reason}")
 
+    def _note_spaced(self, code: str, start: int, end: int) -> None:
+        """Add a note about double braces with spaces, in which other templates have names."""
+        name, written = code.strip(), self._text[start:end]
+        is_double = written == f"{{{{{code}}}}}" and "{%" not in self._text  # Jinja
+        if is_double and name != code and self._is_defined(name) and self._in_prose(start, end):
+            reason = f"has double braces with spaces; write {shown(name)}"
+            self._note(
+                f"{{{{{code}}}}}", lambda: f"{{{shown(code)}}} was not replaced: it {reason}"
+            )
+
     def _unsupported(self, code: str, start: int) -> str:
         """Return the reason that braces with an expression of existing names are no reference."""
         inner, echoed = code.strip(), _ECHOED.fullmatch(code)
@@ -540,8 +549,7 @@ class _Filler:
         if body is None or opened - start != 3 or len(body["close"]) != 3:
             return
         code = body["body"]
-        is_mustache = _PLAIN_NAME.fullmatch(code)
-        if not is_mustache and self._is_defined(code) and self._in_prose(start, body.end()):
+        if self._is_defined(code) and self._in_prose(start, body.end()):
             braces = f"{{{{{shown(code)}}}}}"
             reason = f"has three braces on each side; write {shown(code)}"
             self._note(f"{{{{{{{code}}}}}}}", lambda: f"{braces} was not replaced: it {reason}")

@@ -85,6 +85,10 @@ class Chat:
     name: str
     turns: tuple[Turn, ...] = ()
 
+    def __repr__(self) -> str:
+        stale = f", {len(self.turns) - len(self.fresh)} stale" * (self.fresh != self.turns)
+        return f"<Chat {spelled(self.name)}: {counted(len(self.turns), 'turn')}{stale}>"
+
     @property
     def fresh(self) -> tuple[Turn, ...]:
         """The turns that are sent."""

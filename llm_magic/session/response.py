@@ -775,6 +775,9 @@ class ChunkIterator(Iterator[Chunk]):
     def __init__(self, response: Response) -> None:
         self._chunks = iter(response)
 
+    def __repr__(self) -> str:
+        return "<ChunkIterator: for chunk in llm.stream(…): print(chunk.text, end='')>"
+
     def __next__(self) -> Chunk:
         return next(chunk for chunk in self._chunks if chunk.has_content)
 

@@ -187,9 +187,11 @@ def _of_adapter(named: Any, name: str, by: By) -> AnswerType:
     from pydantic.errors import PydanticSchemaGenerationError
 
     if not isinstance(named, type) and get_origin(named) is None and _is_instance(named):
+        is_labels = isinstance(named, (list, tuple)) and all(isinstance(one, str) for one in named)
+        advice = f" For one of several labels, use {option('choice')}." if is_labels else ""
         raise OptionError(
             f"A {type(named).__name__} is no type. Use a class, such as a pydantic model, a JSON schema, or"
-            " 'name, age int'.",
+            f" 'name, age int'.{advice}",
         )
     try:
         adapter: TypeAdapter[Any] = TypeAdapter(named)

@@ -666,7 +666,7 @@ class Session:
 
     @held_back()
     def map(
-        self, prompt: str | Callable[[Any], Any], data: Any, **about: Unpack[MapOptions]
+        self, prompt: str | Callable[[Any], Any], data: Any = None, **about: Unpack[MapOptions]
     ) -> Mapped:
         """Send a prompt for each row of `data` and return the answers in the order of the rows.
 
@@ -696,7 +696,7 @@ class Session:
 
     @held_back()
     def start_map(
-        self, prompt: str | Callable[[Any], Any], data: Any, **about: Unpack[MapOptions]
+        self, prompt: str | Callable[[Any], Any], data: Any = None, **about: Unpack[MapOptions]
     ) -> MapRun:
         """Check a map and return it before anything is sent; it has the arguments of `map`.
 
@@ -708,7 +708,7 @@ class Session:
         return self._map_run(prompt, data, about, is_lazy=False)
 
     def imap(
-        self, prompt: str | Callable[[Any], Any], data: Any, **about: Unpack[MapOptions]
+        self, prompt: str | Callable[[Any], Any], data: Any = None, **about: Unpack[MapOptions]
     ) -> Iterator[Reply | None]:
         """Do what `map` does, and yield each answer when those before it are there.
 
@@ -718,7 +718,7 @@ class Session:
         return self._map_run(prompt, data, about, is_lazy=True).replies()
 
     async def amap(
-        self, prompt: str | Callable[[Any], Any], data: Any, **about: Unpack[MapOptions]
+        self, prompt: str | Callable[[Any], Any], data: Any = None, **about: Unpack[MapOptions]
     ) -> Mapped:
         """Do what `map` does, from async code. Cancelling the task stops the model."""
         await self._loads.wait_async()

@@ -70,6 +70,11 @@ def counted(count: int, thing: str = "token") -> str:
     return f"{count:,} {thing}{'' if count == 1 else 's'}"
 
 
+def sentence(text: str) -> str:
+    """Return a text with a full stop, unless it ends with another mark."""
+    return text if text.endswith((".", "?", "!", "…")) else f"{text}."
+
+
 def dollars(amount: float) -> str:
     """Return an amount of money: ``$1.20``, and below a dime two digits that count: ``$0.00095``."""
     decimals = 2 if amount >= 0.1 or not amount else 1 - math.floor(math.log10(amount))

@@ -158,6 +158,13 @@ def test_reload_uses_changed_code_of_the_notebook_package(copied: tuple[Kernel, 
     )
     assert k.ok("%llm hello").status == "ok"
 
+    for name in ("chats", "usage", "recording"):
+        change(package / f"session/{name}.py")
+    shown = k.ok("%reload_ext llm_magic").text
+    assert shown.endswith(
+        " modules of llm_magic changed. Restart the kernel to use the new code.\n"
+    )
+
     change(help_module, "def magics_table", "def magics table")
     assert k.run("%reload_ext llm_magic").ename == "SyntaxError"
     change(help_module, "def magics table", "def magics_table")

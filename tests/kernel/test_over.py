@@ -41,7 +41,7 @@ def test_output_has_the_shape_of_the_data(k: Kernel) -> None:
         ["text", "stars", "answer"], [5, 7, 9, 11], ["text", "stars"],
     )  # fmt: skip
     assert k.value("out.answer.isna().tolist()") == [False, True, False, False]
-    assert "out: a new table of 4 rows, with the column answer" in ran.text
+    assert "out: a new table of 4 rows (3 answers), with the column answer" in ran.text
     k.ok("%%llm --over df[df.stars < 3] -o df['label']\n{index}: {text}")
     assert k.value("df.label.fillna('').tolist()") == ["", "", "9: <b>bad</b> tea", ""]
     k.ok('%%llm --over df["text"] -o df.label\n{item}')
@@ -83,7 +83,7 @@ def test_table_shows_what_failed_was_cut_or_is_missing(k: Kernel) -> None:
         "1 answer cut off: row 9. --max-new-tokens is the limit.",
         "1 row not sent, because a value is missing: row 7",
         "With --save FILE, --retry-failed sends only the failed rows again.",
-        "llm.last_mapped: 4 answers; -o NAME stores them in a variable",
+        "llm.last_mapped: 4 rows, 2 answers; -o NAME stores them in a variable",
     ]
     assert lines[-1].startswith(
         "tiny · 3 of 4 rows · 1 failed · 1 cut · 1 missing · 12 → 4 tokens · "
@@ -99,11 +99,47 @@ def test_table_shows_what_failed_was_cut_or_is_missing(k: Kernel) -> None:
     assert k.value("len(out)") == 4
 
 
+def test_table_with_a_column_answer_keeps_it(k: Kernel) -> None:
+    k.ok("two = pd.DataFrame({'city': ['Lima', 'Oslo'], 'answer': ['old', 'old']})")
+    ran = k.ok("%%llm --over two -o res\n{city}")
+    assert "with the column answer_2, because the data has a column answer" in ran.text
+    assert k.value("res.values.tolist()") == [["Lima", "old", "Lima"], ["Oslo", "old", "Oslo"]]
+    k.ok("%%llm --over res -o res2\n{city}")
+    assert k.value("list(res2.columns)") == ["city", "answer", "answer_2", "answer_3"]
+    assert k.value("list(llm.last_mapped.frame('answer').columns)") == [
+        "city",
+        "answer",
+        "answer_2",
+    ]
+
+
+def test_rows_with_the_same_label_are_named_by_their_position(k: Kernel) -> None:
+    k.ok("twice = pd.DataFrame({'t': ['a', None, '']}, index=[5, 5, 7])")
+    k.ok("backend.will(GenerationFailed('It broke.'))")
+    ran = k.ok("%%llm --over twice\nSay {t}")
+    assert "Example: row 5 at position 0 (t: a)" in ran.text
+    assert "a value is missing: rows 5 at position 1, 7 at position 2\n" in ran.text
+
+
+def test_data_without_rows_stores_no_answers(k: Kernel) -> None:
+    before = len(sent(k))
+    ran = k.ok("%%llm --over df[df.stars > 9] -o none\n{text}")
+    assert "none: a new table of 0 rows, with the column answer\n" in ran.text
+    assert k.value("(len(none), list(none.columns))") == (0, ["text", "stars", "answer"])
+    k.ok("%%llm --over [] -o none\n{item}")
+    assert k.value("none") == []
+    k.ok("one = frame()")
+    k.ok("%%llm --over one[one.stars > 9] -o one['x']\n{text}")
+    assert k.value("one.x.isna().tolist()") == [True] * 4
+    for options in ("", "-o none --sample 2", "-o none --dry-run"):
+        assert "there are no rows." in k.run(f"%%llm --over [] {options}\n{{item}}").error
+    assert len(sent(k)) == before
+
+
 def test_column_is_set_in_the_rows_of_the_data_or_not_at_all(k: Kernel) -> None:
     k.ok("twice = pd.DataFrame({'t': ['b', 'c', 'a', 'd'], 'n': [1, 2, 3, 4]}, index=[0, 1, 0, 1])")
-    k.ok(
-        "pol = pl.DataFrame({'t': ['b', 'c', 'a'], 'n': [1, 2, 3]})\none = twice.set_axis([0, 1, 2, 3])"
-    )
+    k.ok("import polars as pl\npol = pl.DataFrame({'t': ['b', 'c', 'a'], 'n': [1, 2, 3]})")
+    k.ok("one = twice.set_axis([0, 1, 2, 3])")
     k.ok("same = pd.DataFrame({'t': ['b', 'a']}, index=[5, 5])")
     before = len(sent(k))
     advice = "Run twice = twice.reset_index(drop=True), and make the data from it."
@@ -290,7 +326,11 @@ def test_interrupt_keeps_what_is_finished(k: Kernel) -> None:
     ran = k.wait(cell)
     assert time.monotonic() - began < within_a_second()
     assert ran.ename == "Interrupted"
-    assert ran.error.startswith("Stopped after 1 of 4 rows. They are kept")
+    assert ran.error == (
+        "Stopped after 1 of 4 rows. They are kept: the same call goes on from there. llm.last_mapped has"
+        " their answers."
+    )
+    assert "out: a new table of 4 rows (1 answer), with the column answer\n" in ran.text
     assert "2 rows without an answer. Run the cell again to go on with them." in ran.text
     assert "incomplete so far" not in ran.text
     assert k.value("out.answer.fillna('').tolist()") == ["one", "", "", ""]
@@ -311,9 +351,19 @@ def test_rows_that_are_written_together_show_that_they_live(k: Kernel) -> None:
     assert 'value="0' in shown.html
     k.interrupt()
     ran = k.wait(cell)
-    assert ran.error == "Stopped before an answer was complete."
+    assert ran.error == "Stopped before an answer was complete. Incomplete answers are not kept."
+    assert "out: a new table of 4 rows (0 answers), with" in ran.text
     assert "3 rows without an answer." in ran.text
     assert "tiny · 0 of 4 rows · 1 missing · " in ran.text
+
+
+def test_saving_to_the_name_of_a_table_has_a_note(k: Kernel) -> None:
+    shown = k.ok("%%llm --over df --save table.csv --dry-run\nAbout {text}").text
+    assert (
+        "Note: --save table.csv writes JSON lines, not a table. Write --save table.jsonl;" in shown
+    )
+    shown = k.ok("%%llm --over df --save table.jsonl --dry-run\nAbout {text}").text
+    assert "writes JSON lines" not in shown
 
 
 def test_saved_rows_are_not_sent_again(k: Kernel) -> None:
@@ -354,7 +404,7 @@ def test_job_fills_in_while_other_cells_run(k: Kernel) -> None:
     assert "done" in k.ok("%llm_wait job").text
     # The output of the first cell has its end.
     k.receive(0.5)
-    assert "\njob.result(): 4 answers\ntiny · 3 of 4 rows" in cell.text
+    assert "\njob.result(): 4 rows, 3 answers\ntiny · 3 of 4 rows" in cell.text
     assert k.value("list(job.mapped.frame().answer.fillna(''))") == ["one", "", "", "a cup"]
     k.ok("backend.will(Hang())")
     k.ok("%%llm --over df --bg -o job\n{text}")

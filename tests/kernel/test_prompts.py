@@ -53,7 +53,7 @@ def test_options_after_the_prompt_are_reported(scripted: Kernel) -> None:
         ran = scripted.ok(f"%llm {option}What is tail -c 5")
         assert ran.text.startswith(
             "Note: -c 5 is sent as part of the prompt. Write options before the prompt:"
-            f" %llm {option}-c 5 PROMPT\n"
+            f" %llm {option}-c 5 PROMPT.\n"
         )
     assert sent(scripted) == [("user", "What is tail -c 5")]
     assert "Note" not in scripted.ok("%llm -- What is tail -c 5").text
@@ -63,7 +63,7 @@ def test_options_below_the_first_line_are_reported(scripted: Kernel) -> None:
     ran = scripted.ok("%%llm -t 0\n-o ans --seed 3\nName a color.")
     assert ran.text.startswith(
         "Note: -o ans --seed 3 is sent as part of the prompt. To use options, write them on the first"
-        " line: %%llm -o ans --seed 3\n"
+        " line: %%llm -o ans --seed 3.\n"
     )
     assert sent(scripted) == [("user", "-o ans --seed 3\nName a color.")]
     for text in ("- a list\n- of two", "-5 degrees", "---\ntitle: x", "--unknown"):
@@ -229,7 +229,7 @@ def test_braces_in_pasted_text_run_nothing(scripted: Kernel, options: str) -> No
     assert len(notes) == 4
     assert notes[0] == (
         "Note: {os.system('exit 7')} was not replaced: it calls .system() of the module os."
-        " Assign it to a variable first, and refer to that"
+        " Assign it to a variable first, and refer to that."
     )
     if "--dry-run" not in options:
         assert sent(scripted)[-1] == ("user", prompt)
@@ -250,12 +250,12 @@ def test_notes_name_the_syntax_that_is_not_supported(scripted: Kernel) -> None:
     scripted.ok("xs = [1]")
     prompt = "See {xs=}, {len(xs}, {[x for x in xs]} and {xs[0] if xs else 0}."
     expected = [
-        "Note: {xs=} was not replaced: it ends with =; write xs={xs}",
-        "Note: {len(xs} was not replaced: it has a bracket that is not closed",
+        "Note: {xs=} was not replaced: it ends with =; write xs={xs}.",
+        "Note: {len(xs} was not replaced: it has a bracket that is not closed.",
         "Note: {[x for x in xs]} was not replaced: it contains a list comprehension. Assign it to a"
-        " variable first, and refer to that",
+        " variable first, and refer to that.",
         'Note: {xs[0] if xs else 0} was not replaced: it contains "if" and "else". Assign it to a'
-        " variable first, and refer to that",
+        " variable first, and refer to that.",
     ]
     for option in ("", "--dry-run"):
         assert scripted.ok(f"%%llm {option}\n{prompt}").text.splitlines()[:4] == expected
@@ -281,14 +281,15 @@ many, town = [0] * 200_001, "Rome\""""
 
 
 def notes_of(k: Kernel, prompt: str) -> list[str]:
-    """Return the notes of a real run, which are those of a dry run."""
+    """Return the notes of a real run, which are those of a dry run, without their full stops."""
     dry, ran = (k.ok(f"%%llm {option}\n{prompt}").text for option in ("--dry-run", ""))
     notes = [
         [line.removeprefix("Note: ") for line in text.splitlines() if line.startswith("Note: ")]
         for text in (dry, ran)
     ]
     assert notes[0] == notes[1]
-    return notes[0]
+    assert all(note.endswith((".", "?")) for note in notes[0])
+    return [note.removesuffix(".") for note in notes[0]]
 
 
 def test_columns_are_joined_and_made_lists(scripted: Kernel) -> None:
@@ -699,7 +700,7 @@ def test_output_that_replaces_a_value_of_the_user_is_noted_once(scripted: Kernel
     notes = {
         "%%llm -o table\nHi": "-o table replaces the dict in table.",
         "%llm -o rows -f json [1]": "-o rows replaces the list in rows.",
-        "%llm -o sorted Hi": "-o sorted hides the built-in sorted. To restore it, run: del sorted",
+        "%llm -o sorted Hi": "-o sorted hides the built-in sorted. Run del sorted to restore it.",
         "%llm -o history Hi": "-o history hides the magic history: write %history, with its %.",
     }
     for cell, note in notes.items():

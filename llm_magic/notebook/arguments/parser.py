@@ -537,6 +537,8 @@ def _raise_no_setting(name: str, known: Mapping[str, OptionSpec], text: str) -> 
         raise OptionError(f'{name!r} is not a setting. Put a text in quotes: {text}="…".')
     if name == "reset":
         raise OptionError(f'There is no option {name!r}. Did you mean "--reset"?')
+    if (setting := name.partition(":")[0]) in known:
+        raise OptionError(f"There is no option {name!r}. Write {setting}=VALUE.")
     if not name:
         raise OptionError("A value has no name. Write NAME=VALUE.")
     loads = {"model": "MODEL", "timeout": "MODEL --idle-timeout S"}

@@ -65,6 +65,9 @@ _NOT_HERE: Mapping[str, Mapping[str, str]] = {
         (*_FORCE, "reload"),
         "To load a model again, run %llm_unload first. To stop jobs, run %llm_stop.",
     ),
+    "llm_chats": dict.fromkeys(
+        ("delete", "remove", "clear", "reset"), "%llm_reset CHAT deletes the turns of a chat."
+    ),
     "llm_stop": {"all": "%llm_stop stops all jobs, %llm_stop JOB only one."},
     "llm_wait": {"all": "%llm_wait waits for all jobs, %llm_wait JOB for one."},
     "llm_jobs": dict.fromkeys(
@@ -94,10 +97,10 @@ def in_quotes(magic: Magic, tokens: Sequence[str], unexpected: str) -> str:
     names_chat = magic.positional is not None and magic.positional.complete == "chats"
     option = tokens[start - 1] if start else f"%{magic.name}" if names_chat else ""
     if end > start and option in {"-o", "--output"}:
-        words = "_".join(tokens[start : end + 1])
-        if "," in words:
-            return f"One variable stores the answer: {option} {words.partition(',')[0]}."
-        return f"The name of a variable has no spaces: {option} {words}."
+        name = "_".join(tokens[start : end + 1])
+        if "," in name:
+            return f"One variable stores the answer: {option} {name.partition(',')[0]}."
+        return f"The name of a variable has no spaces: {option} {name}."
     if end > start and option == "--over" and unexpected in _OPERATORS:
         return (
             'Put an expression with spaces in quotes, --over "a + b", or assign it to a variable.'

@@ -38,7 +38,7 @@ from llm_magic.notebook.display.messages import (
     shown_name,
 )
 from llm_magic.notebook.display.value_tables import value_table
-from llm_magic.text import VisibleStream, around_json, replace_surrogates
+from llm_magic.text import VisibleStream, around_json, replace_surrogates, sentence
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
@@ -304,7 +304,7 @@ def form_of(response: Response, values: Mapping[str, Any]) -> str:
 
 def show_notes(shell: InteractiveShell, notes: Iterable[str], *, plain: bool = False) -> None:
     """Show notes about a prompt, such as a reference that was not filled in; `plain` writes to stdout."""
-    lines = [f"Note: {text}" for text in notes]
+    lines = [f"Note: {sentence(text)}" for text in notes]
     if plain or not is_notebook(shell):
         write("".join(f"{line}\n" for line in lines))
     elif lines:

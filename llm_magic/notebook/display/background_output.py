@@ -28,7 +28,6 @@ from llm_magic.notebook.display.messages import error_line, loading_line, ready_
 from llm_magic.notebook.display.tables import NO_MATH
 from llm_magic.notebook.frontend import running_cell
 from llm_magic.session.response import Response
-from llm_magic.text import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -133,7 +132,7 @@ class BackgroundOutput:
         job = self.job
         if isinstance(job, Response):
             return []
-        return [f"{self._stored_in}: {counted(len(job.mapped), 'answer')}"]
+        return [f"{self._stored_in}: {job.mapped.amount}"]
 
     def _finish_view(self, view: PlainView | RichView | MapView) -> None:
         if isinstance(view, MapView):

@@ -296,10 +296,15 @@ def _example(run: MapRun, position: int) -> str:
     label, *texts = run.shown(position)
     named = zip(run.references[:_COLUMNS], texts, strict=False)
     values = ", ".join(f"{name}: {shortened(text, _CELL)}" for name, text in named if text)
-    return f"row {shortened(label, _CELL)}{f' ({values})' if values else ''}"
+    return f"row {_label(run, position, label)}{f' ({values})' if values else ''}"
 
 
 def _labels(run: MapRun, positions: Sequence[int]) -> str:
-    labels = [shortened(run.shown(position)[0], _CELL) for position in positions[:_LABELS]]
+    labels = [_label(run, at, run.shown(at)[0]) for at in positions[:_LABELS]]
     more = f" and {len(positions) - _LABELS:,} more" if len(positions) > _LABELS else ""
     return f"row{'s' * (len(positions) > 1)} {', '.join(labels)}{more}"
+
+
+def _label(run: MapRun, position: int, label: str) -> str:
+    """Return the label of a row, with its position if other rows may have the same label."""
+    return shortened(label, _CELL) + (f" at position {position:,}" if run.repeats_labels else "")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import builtins
 import re
+import typing
 from collections.abc import Mapping
 from pathlib import Path
 from traceback import format_exc
@@ -100,6 +101,9 @@ def _evaluated(option: str, code: str, names: Mapping[str, Any]) -> Any:
     except LLMMagicException:
         raise
     except Exception as error:  # noqa: BLE001 - the code of the user raises anything
-        advice = did_you_mean(str(error.name), names) if isinstance(error, NameError) else ""
+        name = error.name if isinstance(error, NameError) else None
+        advice = did_you_mean(name, names) if name is not None else ""
+        if name in typing.__all__:
+            advice = f" Run: from typing import {name}"
         problem = visible_line(f"{type(error).__name__}: {error}").rstrip(".")
         raise OptionError(f"--{option} {code}: {problem}.{advice}", details=format_exc()) from None

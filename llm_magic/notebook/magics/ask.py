@@ -312,10 +312,13 @@ class LLMMagics(SessionMagics):
         from llm_magic.notebook.magics import over
 
         names = self.notebook_names(f"{args['over']} {args.prompt}")
-        data = over.data_of(args["over"], names)
+        # A variable gets no answers then, so that the cells below it run.
+        is_stored = args["output"] is not None and not (args["dry_run"] or args["sample"])
+        data = over.data_of(args["over"], names, may_be_empty=is_stored)
         output = self._map_output(args, data)
         types = self._named_types(args)
         about, notes = over.options(args, names, types), args.notes + self._load_notes(args)
+        notes += over.save_notes(args)
         plain, is_dry_run = bool(args["plain"]), bool(args["dry_run"])
         if args["system"] is not None:
             filled = self._filled(args["system"], names, all_notes=is_dry_run)
@@ -483,7 +486,7 @@ class LLMMagics(SessionMagics):
         if value is not None:
             args.notes += (f"-o {name} replaces the {type(value).__name__} in {name}.",)
         elif hasattr(builtins, name):
-            args.notes += (f"-o {name} hides the built-in {name}. To restore it, run: del {name}",)
+            args.notes += (f"-o {name} hides the built-in {name}. Run del {name} to restore it.",)
         elif name not in self.shell.user_ns and name in self._magic_names():
             args.notes += (f"-o {name} hides the magic {name}: write %{name}, with its %.",)
 

@@ -42,6 +42,8 @@ _REFUSED = {
     "replace": "--replace requires -f code, which --over does not have.",
     "literal": "--literal would send the same prompt for each row. To send braces, double them: {{x}}.",
 }
+# Suffixes of files that --save does not write.
+_TABLE_FILES = frozenset((".csv", ".tsv", ".xlsx", ".xls", ".parquet"))
 _BRACES = re.compile(r"\{([\w.]+)\}|\$(\w+)")
 
 
@@ -81,13 +83,25 @@ def options(args: Parsed, names: Mapping[str, Any], types: Mapping[str, Any]) ->
     return given  # type: ignore[return-value]
 
 
+def save_notes(args: Parsed) -> tuple[str, ...]:
+    """Return a note if the name of the file to save to is that of a table."""
+    file = Path(args["save"] or "")
+    if file.suffix.lower() not in _TABLE_FILES:
+        return ()
+    jsonl = visible_line(str(file.with_suffix(".jsonl")))
+    return (
+        f"--save {visible_line(str(file))} writes JSON lines, not a table. Write --save {jsonl}; for a table,"
+        " use -o NAME and NAME.to_csv(…).",
+    )
+
+
 def _executor(name: str, names: Mapping[str, Any]) -> Any:
     if name not in names:
         raise OptionError(f"--on {name}: {name} is not defined.{did_you_mean(name, names)}")
     return names[name]
 
 
-def data_of(code: str, names: Mapping[str, Any]) -> Any:
+def data_of(code: str, names: Mapping[str, Any], *, may_be_empty: bool = False) -> Any:
     """Return the value of DATA, a Python expression; raises `OptionError` if it has none, or no rows."""
     if (braced := _BRACES.fullmatch(code)) is not None:
         code = braced[1] or braced[2]
@@ -103,7 +117,7 @@ def data_of(code: str, names: Mapping[str, Any]) -> Any:
         text = f"{name} is not defined" if name is not None else _error_text(error)
         advice = _file_advice(code) or advice or _column_advice(code, names)
         raise OptionError(f"--over {code}: {text}.{advice}", details=format_exc()) from None
-    if isinstance(data, Sized) and not len(data):
+    if isinstance(data, Sized) and not len(data) and not may_be_empty:
         raise OptionError(f"--over {code}: there are no rows.")
     return data
 
@@ -170,23 +184,25 @@ class Output:
         """Store the answers, and return what is stored."""
         if self.column is not None:
             return self._set_column(data, mapped, variables)
-        rows = counted(len(mapped), "row")
         if mapped.is_table:
             variables[self.name] = mapped.frame()
             fields = mapped.answer_type.fields if mapped.answer_type is not None else ()
             added = (
-                f"a column for each field: {', '.join(fields)}" if fields else "the column answer"
+                f"a column for each field: {', '.join(fields)}"
+                if fields
+                else f"the column {mapped.answer_column}"
             )
-            return f"{self.name}: a new table of {rows}, with {added}"
-        things = counted(len(mapped), "answer" if mapped.answer_type is None else "value")
+            if not fields and mapped.answer_column != "answer":
+                added += ", because the data has a column answer"
+            return f"{self.name}: a new table of {_rows(mapped)}, with {added}"
         if isinstance(data, Mapping):
             labelled = mapped.to_dict()
             variables[self.name] = {
                 label: _of_reply(one, mapped) for label, one in labelled.items()
             }
-            return f"{self.name}: a dict of {things}"
+            return f"{self.name}: a dict of {mapped.amount}"
         variables[self.name] = [_of_reply(one, mapped) for one in mapped]
-        return f"{self.name}: a list of {things}"
+        return f"{self.name}: a list of {mapped.amount}"
 
     def _set_column(self, data: object, mapped: Mapped, variables: MutableMapping[str, Any]) -> str:
         outcomes = (mapped.outcome(i) for i in range(len(mapped)))
@@ -202,7 +218,13 @@ class Output:
             table.loc[data.index, self.column] = texts  # type: ignore[attr-defined]
         else:
             table[self.column] = texts
-        return f"{self.name}: the column {self.column}, in {counted(len(texts), 'row')}"
+        return f"{self.name}: the column {self.column}, in {_rows(mapped)}"
+
+
+def _rows(mapped: Mapped) -> str:
+    """Return the number of rows, and that of the answers if it is another one, in words."""
+    rows, _, answers = mapped.amount.partition(", ")
+    return f"{rows} ({answers})" if answers else counted(len(mapped), "row")
 
 
 def _of_reply(reply: Reply | None, mapped: Mapped) -> object:
@@ -363,12 +385,10 @@ def dry_run(
 
 def _missing(make: MakePrompt, rows: Iterable[Row]) -> Iterator[Row]:
     """Yield the rows in which a value that the template uses is missing."""
-    from llm_magic.session.map.prompts import RowTemplate
-
     for row in rows:
         # A row that fails is sent, and its error is shown then.
         with contextlib.suppress(PromptError):
-            if isinstance(make, RowTemplate) and make.lacks_value(row):
+            if make(row) is None:
                 yield row
 
 
@@ -399,7 +419,7 @@ def stored(
     run: MapRun, data: object, output: Output | None, variables: MutableMapping[str, Any], last: str
 ) -> Iterator[str]:
     """Store the answers, and yield where they are; `last` has them without ``-o``, if it is a name."""
-    answers = counted(len(run.mapped), "answer")
+    answers = run.mapped.amount
     if output is None:
         if last:
             yield f"{last}: {answers}; -o NAME stores them in a variable"

@@ -35,6 +35,7 @@ from llm_magic.notebook.panel.controls import (
 )
 from llm_magic.prompts.template import fill
 from llm_magic.session.requests import Request
+from llm_magic.text import sentence
 from llm_magic.text.code_blocks import code_blocks
 
 if TYPE_CHECKING:
@@ -325,7 +326,7 @@ def _question(question: str) -> str:
 
 
 def _notes_html(notes: tuple[str, ...]) -> str:
-    return "".join(muted(f"Note: {note}") for note in notes)
+    return "".join(muted(f"Note: {sentence(note)}") for note in notes)
 
 
 def _below(response: Response) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -127,15 +128,31 @@ class Mapped(Sequence[Reply | None]):
         labels = self._rows.labels()
         return dict(zip(labels if labels is not None else range(len(self)), self, strict=True))
 
-    def frame(self, column: str = "answer", *more: str) -> Any:
+    @property
+    def answer_column(self) -> str:
+        """The column that `frame` adds: ``answer``, or ``answer_2`` if the data has an ``answer``."""
+        taken = self._rows.columns if self._rows.is_table else ()
+        names = itertools.chain(["answer"], (f"answer_{n}" for n in itertools.count(2)))
+        return next(name for name in names if name not in taken)
+
+    @property
+    def amount(self) -> str:
+        """The number of answers in words, after that of the rows if some have no answer."""
+        is_answer = (one is not None and one.state in {"done", "cut"} for one in self._outcomes)
+        count = sum(is_answer)
+        answers = counted(count, "answer" if self.answer_type is None else "value")
+        return answers if count == len(self) else f"{counted(len(self), 'row')}, {answers}"
+
+    def frame(self, column: str | None = None, *more: str) -> Any:
         """Return a new table: the data with a column of answers; the data itself does not change.
 
         Of typed answers it has their values: of objects, a column for each field. For a list or a dict,
         the table is a pandas DataFrame with the answers alone.
 
         Args:
-            column: The name of the column. A column of that name is replaced. A field that has the name
-                of a column of the data gets this name at its end, as in ``name_answer``.
+            column: The name of the column. A column of that name is replaced. None: `answer_column`. A
+                field that has the name of a column of the data gets this name at its end, as in
+                ``name_answer``.
             more: More columns: ``error``, ``finish_reason``, ``tokens``, ``reasoning``, and
                 ``confidence``, the probability of the label of a choice.
         """
@@ -156,15 +173,17 @@ class Mapped(Sequence[Reply | None]):
         labels = self._rows.labels()
         return pd.DataFrame(columns, index=None if labels is None else pd.Index(list(labels)))
 
-    def _answers(self, column: str, outcomes: Sequence[Outcome | None]) -> dict[str, list[Any]]:
+    def _answers(
+        self, column: str | None, outcomes: Sequence[Outcome | None]
+    ) -> dict[str, list[Any]]:
         """Return the columns of a table with the answers."""
         values = [None if one is None else self.plain(one) for one in outcomes]
         fields = self.answer_type.fields if self.answer_type is not None else ()
         if not fields:
-            return {column: values}
+            return {column or self.answer_column: values}
         taken = set(self._rows.columns) if self._rows.is_table else set()
         return {
-            f"{name}_{column}" if name in taken else name: [
+            f"{name}_{column or 'answer'}" if name in taken else name: [
                 None if value is None else value.get(name) for value in values
             ]
             for name in fields

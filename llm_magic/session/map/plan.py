@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Any
 from llm_magic.session.map.keys import Keys
 from llm_magic.session.map.options import MapOptions, MapSettings, split_options
 from llm_magic.session.map.outcome import MISSING, Outcome, failure, name_row
-from llm_magic.session.map.prompts import FirstRows, RowTemplate, is_missing, prompt_maker
+from llm_magic.session.map.prompts import (
+    FirstRows,
+    RowTemplate,
+    check_prompt,
+    is_missing,
+    prompt_maker,
+)
 from llm_magic.session.map.rows import rows_of
 from llm_magic.session.map.run import MapPlan
 from llm_magic.session.map.saved import SavedRows, UnfinishedMaps
@@ -43,6 +49,7 @@ def make_plan(
     `unfinished` has the rows that need not be sent if no file is given, and gets those of this map.
     `defaults` are the settings of the session.
     """
+    check_prompt(prompt)
     settings, options = split_options(about)
     prepared = prepare(request(_ANY_PROMPT, options))
     rows = rows_of(data)

@@ -26,6 +26,10 @@ ITEM, INDEX = "item", "index"
 _PLAIN = frozenset({int, float, bool})
 # In the name of a column, what ends a reference or a quotation.
 _ODD = re.compile(r"[{}\"'\\\n]")
+# The text of a missing value, as in ``nan%``.
+_NO_VALUE = re.compile(r"\W*(?:nan|none|nat|na)\W*", re.IGNORECASE)
+# The most elements of a row of an array that are inserted as a list.
+_LONGEST_ROW = 1_000
 # The first rows of a map that are filled in before any is sent: an error of all is one of the template.
 _CHECKED = 3
 
@@ -77,12 +81,19 @@ def prompt_maker(
         template = RowTemplate(prompt, rows.columns, first[0], names)
         _check_first(template, first)
         return template, template.notes
-    if not callable(prompt):
-        raise OptionError(
-            f"The prompt of a map is a template or a function of a row, not a {type(prompt).__name__}."
-        )
-    function: Callable[[Any], Any] = prompt
+    check_prompt(prompt)
+    function: Callable[[Any], Any] = prompt  # type: ignore[assignment]
     return lambda row: function(row.item), ()
+
+
+def check_prompt(prompt: object) -> None:
+    """Raise `OptionError` if `prompt` is neither a template nor a function: it may be the data."""
+    if isinstance(prompt, str) or callable(prompt):
+        return
+    raise OptionError(
+        f"The prompt of a map is a template or a function of a row, not a {type(prompt).__name__}. The"
+        ' prompt comes first: llm.map(PROMPT, DATA). To send each row as it is: llm.map("{item}", DATA).'
+    )
 
 
 def _check_first(template: RowTemplate, first: FirstRows) -> None:
@@ -114,12 +125,18 @@ class RowTemplate:
     ) -> None:
         # The keys are the names, in order.
         self._columns = dict.fromkeys(name for name in columns if isinstance(name, str))
-        template, self._written = _readable(template, self._columns, row)
+        others = [name for name in columns if not isinstance(name, str)]
+        # A column may have the name of the row.
+        self._item = _unused(f"{ITEM}_", template) if ITEM in self._columns else ITEM
+        template, self._written = _readable(template, self._columns, row, self._item)
         known = dict.fromkeys(self._columns)
-        known |= {ITEM: None, INDEX: None} | (_values(row) if row is not None else {})
+        known |= {ITEM: None, INDEX: None}
+        if row is not None:
+            known |= {n: one for n, one in self._values(row).items() if isinstance(n, str)}
         compiled = compile_template(template, {**names, **known})
-        _check_notes(compiled, known, self._columns)
-        used = dict.fromkeys(n for one in compiled.references for n in one.expression.names)
+        shown = [name for name in known if name == ITEM or name != self._item]
+        _check_notes(compiled, shown, self._columns, others)
+        used = {name for one in compiled.references for name in one.expression.names}
         self._names = {name: names[name] for name in used if name not in known and name in names}
         self._parts = [self._part(part) for part in compiled.parts]
         references = tuple(dict.fromkeys(p for p in self._parts if isinstance(p, Reference)))
@@ -137,23 +154,43 @@ class RowTemplate:
             for one in references
             if str(one) != INDEX and known.keys() & set(one.expression.names)
         )
-        self.notes = tuple(self._all_notes(compiled, used, names))
+        self.notes = tuple(self._all_notes(template, compiled, others, names))
 
     def _all_notes(
-        self, compiled: Compiled, used: Mapping[str, None], names: Mapping[str, Any]
+        self,
+        template: str,
+        compiled: Compiled,
+        others: Sequence[object],
+        names: Mapping[str, Any],
     ) -> Iterator[str]:
+        """Yield the notes; `others` are the names of columns that are no texts, such as 0."""
+        used = dict.fromkeys(n for one in compiled.references for n in one.expression.names)
         for name in used:
             if name in names and name in self._columns:
                 yield f"{{{name}}} is the column, not the variable of the notebook."
-        if not any(name in self._columns or name in {ITEM, INDEX} for name in used):
+        of_row = {*self._columns, ITEM, INDEX, self._item}
+        for reference in dict.fromkeys(compiled.references):
+            table, column = _column_of_table(reference)
+            if table in names and table not in of_row and column in self._columns:
+                yield (
+                    f"{{{reference}}} is the whole column, the same in each prompt. Write {{{column}}} for"
+                    " the value of the row."
+                )
+        is_of_rows = not of_row.isdisjoint(used)
+        for number in others:
+            if isinstance(number, int) and re.search(rf"(?<!\{{)\{{{number}\}}(?!\}})", template):
+                if not is_of_rows:
+                    raise PromptError(_number_note(number))
+                yield _number_note(number)
+        if not is_of_rows:
             what = f"{{{next(iter(self._columns))}}}" if self._columns else f"{{{ITEM}}}"
             yield f"The template has no reference to the rows, such as {what}: all prompts are equal."
 
     def _columns_in(self, reference: Reference) -> Iterator[str]:
         """Yield the columns that a reference uses, and the name of the row if it does."""
         names = reference.expression.names
-        yield from (name for name in names if name in self._columns or name == ITEM)
-        yield from _columns_of_item(reference, self._columns)
+        yield from (name for name in names if name in self._columns or name == self._item)
+        yield from _columns_of_item(reference, self._columns, self._item)
 
     def _is_missing(self, reference: Reference, values: Mapping[str, Any]) -> bool:
         """Return whether a value that a reference uses is missing."""
@@ -161,6 +198,15 @@ class RowTemplate:
         return any(is_missing(values.get(name)) for name in self._columns_in(reference)) or any(
             is_missing(member.value_of(values)) for member in members
         )
+
+    def _is_no_value(self, reference: Reference, text: str, values: Mapping[str, Any]) -> bool:
+        """Return whether the text of a reference to the row is that of a missing value."""
+        if _NO_VALUE.fullmatch(text) is None or self._names.keys() >= set(
+            reference.expression.names
+        ):
+            return False
+        value = reference.value_of(values)
+        return not isinstance(value, str) and is_missing(value)
 
     def _part(self, part: str) -> str | Reference:
         """Return a part with ``item.name`` read as ``item["name"]`` where that is a column."""
@@ -172,9 +218,13 @@ class RowTemplate:
         expression = dataclasses.replace(found, tree=tree, nodes=tuple(ast.walk(tree)))
         return Reference(str(part), expression)
 
+    def _values(self, row: Row) -> dict[str, Any]:
+        item = dict(row.item) if row.item is row.columns else row.item
+        return {INDEX: row.index, ITEM: item, **row.columns, self._item: item}
+
     def lacks_value(self, row: Row) -> bool:
         """Return whether a value that the template uses is missing in a row."""
-        values = _values(row)
+        values = self._values(row)
         if any(is_missing(values.get(name)) for name in self._required):
             return True
         if not self._members:
@@ -186,12 +236,15 @@ class RowTemplate:
         """Return the prompt of a row, None if a value that it needs is missing."""
         if self.lacks_value(row):
             return None
-        values = _values(row)
+        values = self._values(row)
         if self._names:
             values = {**self._names, **values}
         texts = []
         for part in self._parts:
-            texts.append(_text(part, values) if isinstance(part, Reference) else part)
+            text = _text(part, values) if isinstance(part, Reference) else part
+            if isinstance(part, Reference) and self._is_no_value(part, text, values):
+                return None
+            texts.append(text)
         text = "".join(texts)
         if len(text) > MAX_PROMPT:
             raise PromptError(f"The prompt has more than {MAX_PROMPT:,} characters.")
@@ -199,7 +252,7 @@ class RowTemplate:
 
     def texts(self, row: Row) -> tuple[str, ...]:
         """Return the texts of the `shown` references for a row; "" for a missing one and one that fails."""
-        values = {**self._names, **_values(row)}
+        values = {**self._names, **self._values(row)}
         texts = []
         for reference in self.shown:
             text = ""
@@ -207,32 +260,44 @@ class RowTemplate:
             with contextlib.suppress(PromptError):
                 if not self._is_missing(reference, values):
                     text = _text(reference, values)
+                if self._is_no_value(reference, text, values):
+                    text = ""
             texts.append(text)
         return tuple(texts)
 
 
 def _readable(
-    template: str, columns: Collection[str], row: Row | None
+    template: str, columns: Collection[str], row: Row | None, item: str
 ) -> tuple[str, Mapping[str, str]]:
     """Return a template with ``{item['my column']}`` in place of ``{my column}``, not a Python name.
 
     The second value has what was replaced, by what replaces it.
     """
     names = [n for n in columns if (not n.isidentifier() or iskeyword(n)) and not _ODD.search(n)]
-    if not names or row is None or ITEM in columns:
+    if not names or row is None:
         return template, {}
     # A Series has one column, whose values are the rows.
     is_record = isinstance(row.item, Mapping)
-    codes = {name: f"{ITEM}[{name!r}]" if is_record else ITEM for name in names}
+    codes = {name: f"{item}[{name!r}]" if is_record else item for name in names}
     any_name = "|".join(re.escape(name) for name in sorted(names, key=len, reverse=True))
     found = re.compile(rf"(?<!\{{)\{{({any_name})\}}(?!\}})")
     replaced = found.sub(lambda match: f"{{{codes[match[1]]}}}", template)
     return replaced, {code: name for name, code in codes.items()} if is_record else {}
 
 
-def _values(row: Row) -> dict[str, Any]:
-    item = dict(row.item) if row.item is row.columns else row.item
-    return {INDEX: row.index, ITEM: item, **row.columns}
+def _unused(name: str, template: str) -> str:
+    """Return a name that begins with `name` and that a template does not contain."""
+    while name in template:
+        name += "_"
+    return name
+
+
+def _number_note(name: int) -> str:
+    """Return why ``{0}`` is not the column 0."""
+    return (
+        f"{{{name}}} was not replaced: a number in braces is no name. Write {{{ITEM}[{name}]}} for the column"
+        f' {name}, or rename the columns first, such as df = df.add_prefix("column_").'
+    )
 
 
 def _text(reference: Reference, values: Mapping[str, Any]) -> str:
@@ -240,21 +305,38 @@ def _text(reference: Reference, values: Mapping[str, Any]) -> str:
     expression = reference.expression
     tree = expression.tree
     if type(tree) is ast.Name and not expression.spec and not expression.conversion:
-        value = values.get(tree.id)
+        value: Any = values.get(tree.id)
         if type(value) is str:
             return value
         if type(value) in _PLAIN:
             return str(value)
+        if tree.id == ITEM and family(value) == "array" and _is_short(value):
+            return str(value.tolist())
     return reference.text_of(values)
 
 
-def _columns_of_item(reference: Reference, columns: Collection[str]) -> Iterator[str]:
-    """Yield the columns that are read as ``item["name"]``."""
+def _is_short(row: Any) -> bool:
+    """Return whether a row of an array is a few numbers or texts."""
+    return row.ndim == 1 and row.size <= _LONGEST_ROW and row.dtype.kind in "biufcU"
+
+
+def _columns_of_item(reference: Reference, columns: Collection[str], item: str) -> Iterator[str]:
+    """Yield the columns that are read as ``item["name"]``; `item` is the name of the row."""
     for node in reference.expression.nodes:
         match node:
             case ast.Subscript(value=ast.Name(id=name), slice=ast.Constant(value=str(column))):
-                if name == ITEM and column in columns:
+                if name == item and column in columns:
                     yield column
+
+
+def _column_of_table(reference: Reference) -> tuple[str, str]:
+    """Return the names of a variable and of its attribute or element, empty if it is something else."""
+    match reference.expression.tree:
+        case ast.Subscript(value=ast.Name(id=name), slice=ast.Constant(value=str(column))):
+            return name, column
+        case ast.Attribute(value=ast.Name(id=name), attr=column):
+            return name, column
+    return "", ""
 
 
 def _members_of_item(reference: Reference, columns: Collection[str]) -> Iterator[Reference]:
@@ -290,13 +372,23 @@ class _ColumnsOfItem(ast.NodeTransformer):
         return ast.Subscript(node.value, ast.Constant(node.attr), ast.Load())
 
 
-def _check_notes(compiled: Compiled, known: Mapping[str, Any], columns: Collection[str]) -> None:
+def _check_notes(
+    compiled: Compiled, known: Collection[str], columns: Collection[str], others: Sequence[object]
+) -> None:
     """Raise an error for what looks like a reference and is none: it would be sent for each row."""
-    if compiled.notes:
-        names = f"The names of a row are {', '.join(known)}."
-        if not columns and known.keys() == {ITEM, INDEX}:
-            names = f"The rows have no columns: write {{{ITEM}}} for the value of a row."
-        note = compiled.notes[0].rstrip(".")
-        raise PromptError(
-            f"{note}{'' if note.endswith('?') else '.'} {names} To send braces unchanged, double them."
+    if not compiled.notes:
+        return
+    names = f"The names of a row are {', '.join(known)}."
+    if not columns and set(known) == {ITEM, INDEX}:
+        names = f"The rows have no columns: write {{{ITEM}}} for the value of a row."
+    if levels := next((name for name in others if isinstance(name, tuple)), None):
+        names = (
+            f"The columns have several levels: write {{{ITEM}[{levels!r}]}}, or join them first:"
+            ' df.columns = ["_".join(map(str, names)) for names in df.columns].'
         )
+    elif others:
+        names += f" The column {others[0]} is {{{ITEM}[{others[0]!r}]}}."
+    note = compiled.notes[0].rstrip(".")
+    raise PromptError(
+        f"{note}{'' if note.endswith('?') else '.'} {names} To send braces unchanged, double them."
+    )

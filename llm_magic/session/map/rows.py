@@ -45,11 +45,13 @@ class Rows(ABC):
         total: The number of rows; None where only reading them shows it.
         columns: The names of the columns, or the keys of the first rows if these are dicts.
         is_table: Whether the result is a table with one more column.
+        repeats_labels: Whether several rows may have the same label.
     """
 
     total: int | None = None
     columns: tuple[str, ...] = ()
     is_table = False
+    repeats_labels = False
 
     @abstractmethod
     def __iter__(self) -> Iterator[Row]:
@@ -224,6 +226,7 @@ class _TableRows(Rows):
         self._frame = frame
         self.total = len(frame)
         self.columns = tuple(frame.columns)
+        self.repeats_labels = _repeats_labels(frame.to_native())
 
     def __iter__(self) -> Iterator[Row]:
         records = self._frame.iter_rows(named=True, buffer_size=1_000)
@@ -259,6 +262,7 @@ class _SeriesRows(Rows):
         self.total = len(series)
         name = series.name
         self.columns = (name,) if isinstance(name, str) and name else ()
+        self.repeats_labels = _repeats_labels(series.to_native())
 
     def __iter__(self) -> Iterator[Row]:
         native = self._series.to_native()
@@ -326,6 +330,12 @@ def _of_table(data: Any) -> Rows:
     """Return the rows of a table or a column; raises `OptionError` for what narwhals does not read."""
     import narwhals.stable.v2 as nw
 
+    if family(data) == "frame" and not data.columns.is_unique:
+        twice = ", ".join(map(str, data.columns[data.columns.duplicated()].unique()[:5]))
+        raise OptionError(
+            f"Several columns have the same name: {twice}. Rename them, or keep the first of each name:"
+            " df.loc[:, ~df.columns.duplicated()]."
+        )
     try:
         native = nw.from_native(data, eager_only=True, allow_series=True)
     except Exception as error:  # noqa: BLE001 - narwhals and the library raise errors of their own
@@ -335,6 +345,11 @@ def _of_table(data: Any) -> Rows:
     rows = _SeriesRows if isinstance(native, nw.Series) else _TableRows
     make: Callable[[Any], Rows] = rows
     return make(native)
+
+
+def _repeats_labels(data: Any) -> bool:
+    """Return whether rows of a table or a column of pandas have the same label."""
+    return family(data) in {"frame", "series"} and not data.index.is_unique
 
 
 def with_columns(frame: nw.DataFrame[Any], columns: Mapping[str, list[Any]]) -> Any:

@@ -204,6 +204,11 @@ class MapRun:
         template = self._plan.template
         return tuple(map(str, template.shown)) if template is not None else ()
 
+    @property
+    def repeats_labels(self) -> bool:
+        """Whether several rows may have the same label."""
+        return self._plan.rows.repeats_labels
+
     def shown(self, position: int) -> tuple[str, ...]:
         """Return the label of a row, and the texts of its `references`, "" where they are gone."""
         template, row = self._plan.template, self._plan.rows.at(position)
@@ -462,7 +467,9 @@ class MapRun:
         """Return the error of a map that was stopped, with the result so far."""
         text = f"Stopped after {self.amount}. They are kept: the same call goes on from there."
         if not self._counts.answered + self._counts.cut:
-            text = "Stopped before an answer was complete."
+            text = "Stopped before an answer was complete. Incomplete answers are not kept."
+        elif not self._is_lazy and self.number is None:
+            text += " llm.last_mapped has their answers."
         error = kind(text)
         error.mapped = self.mapped
         if isinstance(error, interruptible_wait.Interrupted):

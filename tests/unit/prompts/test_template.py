@@ -627,6 +627,15 @@ BRACES = [
                     "{{{len(xs)}}}",
                     "has three braces on each side; write {len(xs)}",
                 ),
+                ("{{{name}}}", "{{{name}}}", "has three braces on each side; write {name}"),
+                ("{{ name }}", "{{ name }}", "has double braces with spaces; write {name}"),
+                (
+                    "{name:upper}",
+                    "{name:upper}",
+                    'has the format spec "upper", which Python does not support; write {name.upper()}',
+                ),
+                ("{name, other}", "{name, other}", "has several names; write {name} {other}"),
+                ("{name; other}", "{name; other}", "has several names; write {name} {other}"),
                 ("{xs[0]]}", "{xs[0]]}", "has a closing bracket too many"),
                 (
                     'f"{a} of {{n}}"',
@@ -653,6 +662,23 @@ BRACES = [
 )
 def test_note_names_what_was_left(template: str, note: str) -> None:
     assert fill(template, {**NAMES, "spaced": {"per head": 1}}).notes[:1] == (note,)
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        ("_", "_ is a name of IPython. Assign the value to a variable first."),
+        ("_i12", "_i12 is a name of IPython. Assign the value to a variable first."),
+        ("Out", "Out as a whole is not read; write {Out[NUMBER]}."),
+        ("len", "len is a function; write {len(…)} with its argument."),
+        ("id", "id is a name of Python, not a variable."),
+        ("_private", "_private is not defined."),
+    ],
+)
+def test_note_about_a_name_that_is_defined_but_not_read_does_not_deny_it(
+    code: str, reason: str
+) -> None:
+    assert fill(f"What is {{{code}}}?", {}).notes == (f"{{{code}}} was not replaced: {reason}",)
 
 
 @pytest.mark.parametrize(
@@ -685,7 +711,7 @@ def test_note_names_what_was_left(template: str, note: str) -> None:
         "`${a}`",
         "{xs[0], xs[1]} {len(xs): a} {len(x) for x in xs}",
         "{call(a} {xs[0].. d[",
-        "{{{name}}} {{{obj.attr}}} {{{{len(xs)}}}} {a,b} {a,len(xs)} {a,x(y)} {a, b}; {x;y}",
+        "{{{nmae}}} {{ nmae }} {{{{len(xs)}}}} {a,b} {a,len(xs)} {a,x(y)} {a, b}; {x;y}",
         '{"k": {"v": {a}}} {\n  "k": {a}}\n{{a}: b} and {{a}\n}',
         "if (!a) { a; }\nfunction(x) {x;} => {x;} `{xs;}` `{{a}` `{a}}`",
         'print(f"{a}")\nreturn f"{a}"\n    f"{a}"\nx = f"{a}"\n`f"{a}"` if f"{a}" else',

@@ -492,3 +492,13 @@ def test_dir_has_what_the_documentation_describes(scripted: Pair) -> None:
     }
     described |= set(re.findall(r"attribute:: (\w+)", section))
     assert {name for name in dir(session.ask(Request("?"))) if name[0] != "_"} == described
+
+
+def test_values_have_a_short_repr(scripted: Pair) -> None:
+    session, _ = scripted
+    session.generate("one", chat="zoo")
+    assert repr(session.chats["zoo"]) == "<Chat zoo: 1 turn>"
+    assert repr(session.status()) == "<Status: Ready, tiny; %llm_status shows it as a table>"
+    chunks = session.stream("two")
+    assert "for chunk in llm.stream(…): print(chunk.text" in repr(chunks)
+    assert [chunk.text for chunk in chunks if chunk.text]

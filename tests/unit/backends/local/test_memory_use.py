@@ -174,8 +174,8 @@ def test_quantizing_load_never_has_the_usual_weights(
     finally:
         done.set()
         thread.join()
-    # The usual weights are 269 MB.
-    assert (max(peaks) - before) / 1e6 < size + 60
+    # The usual weights are 269 MB; the largest of them, of which the head is made, is 57 MB.
+    assert (max(peaks) - before) / 1e6 < size + 75
     # The file is not mapped any more.
     mapped = Path("/proc/self/maps").read_text()
     assert "model.safetensors" not in mapped

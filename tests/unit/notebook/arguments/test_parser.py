@@ -470,6 +470,7 @@ def test_omitted_argument_is_none() -> None:
         ("llm", "--pattern S", 'Did you mean "--regex"?'),
         ("llm", "--image a.png", "%llm has no option --image. A prompt is text;"),
         ("llm", "--tools f", "%llm has no option --tools. The model cannot call functions."),
+        ("llm_chats", "--delete zoo", "%llm_reset CHAT deletes the turns of a chat."),
         ("llm", "--cache", "%llm has no option --cache. Answers are not cached;"),
         ("llm", "--template t", "{name} is replaced with the value of name."),
         (
@@ -583,7 +584,8 @@ def test_list_is_a_value_of_the_stop_option() -> None:
     [
         ("temprature 0.2", "no option 'temprature'. Did you mean \"temperature\""),
         ("temperature 0.2 0.3", "no option '0.3'"),
-        ("temperature: 0.2", 'Did you mean "temperature"'),
+        ("temperature: 0.2", "There is no option 'temperature:'. Write temperature=VALUE."),
+        ("temperature:0.2", "Write temperature=VALUE."),
         ("=3", "A value has no name. Write NAME=VALUE."),
         ("=", "A value has no name."),
         ("system Be brief.", "'brief.' is not a setting. Put a text in quotes: system=\"…\"."),

@@ -28,7 +28,7 @@ def test_plain_text_streams(capsys: pytest.CaptureFixture[str]) -> None:
     for text in ("Par", "is"):
         answer.add(Chunk(text=text))
         view.draw()
-    assert capsys.readouterr().out == "Note: {x} was not replaced: x is not defined\nParis"
+    assert capsys.readouterr().out == "Note: {x} was not replaced: x is not defined.\nParis"
     answer.reply = make_reply("Paris")
     view.finish()
     assert capsys.readouterr().out == (

@@ -6,6 +6,7 @@ import types
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -66,11 +67,65 @@ def test_column_whose_name_is_no_name_is_its_text_in_braces() -> None:
     assert prompts("{a key}!", [{"a key": "x"}, {"a key": ""}]) == (["x!", None], ())
 
 
+def test_column_with_the_name_of_the_row_does_not_hide_the_others() -> None:
+    one = pd.DataFrame({"my city": ["Lima", None], "item": ["x", "y"]})
+    assert prompts("{my city} {item} item_", one) == (["Lima x item_", None], ())
+    assert prompts("{my city}", one[["my city"]].assign(item=1)) == (["Lima", None], ())
+    assert prompts("{item}", one["item"]) == (["x", "y"], ())
+    with pytest.raises(PromptError, match=r'Did you mean "my city"[?] .* are my city, item, index'):
+        prompts("{my_city}", one)
+
+
+@pytest.mark.parametrize("template", ["{city}", "{pop}", "{pop.mean}"])
+def test_columns_of_several_levels_have_an_error_that_names_one(template: str) -> None:
+    frame = pd.DataFrame({("pop", "mean"): [1, 2], ("pop", "max"): [3, 4]})
+    assert prompts('{item[("pop", "mean")]}', frame)[0] == ["1", "2"]
+    with pytest.raises(PromptError) as caught:
+        prompts(template, frame)
+    assert "several levels: write {item[('pop', 'mean')]}, or join them first" in str(caught.value)
+
+
+def test_columns_that_are_numbers_have_an_error_or_a_note() -> None:
+    frame = pd.DataFrame([["a", "b"]])
+    assert prompts("{item[0]} {2} {{1}}", frame) == (["a {2} {{1}}"], ())
+    note = "{1} was not replaced: a number in braces is no name. Write {item[1]} for the column 1"
+    assert prompts("{item[0]} {1}", frame)[1][0].startswith(note)
+    with pytest.raises(PromptError, match=r"Write {item\[0\]} for the column 0, or rename"):
+        prompts("{0} and {1}", frame)
+    with pytest.raises(PromptError, match=r"The column 0 is {item\[0\]}"):
+        prompts("{town}", frame)
+    with pytest.raises(PromptError, match="town is not defined"):
+        prompts("{town}", [{0: "a"}])
+
+
 def test_missing_attribute_or_element_has_no_prompt() -> None:
     people = [types.SimpleNamespace(name=name) for name in ("Ada", None, " ")]
     assert prompts("{item.name.upper()}!", people)[0] == ["ADA!", None, None]
     assert prompts("{item[1]:.1f}", [(1, 2.0), (1, float("nan"))])[0] == ["2.0", None]
     assert prompts("{item.upper()}", ["a", ""])[0] == ["A", None]
+
+
+def test_missing_value_of_an_expression_has_no_prompt() -> None:
+    frame = pd.DataFrame({"city": ["Rome", None, "NA"], "price": [1.5, float("nan"), 2.0]})
+    assert prompts("{item[1].city}", frame.iterrows())[0] == ["Rome", None, "NA"]
+    assert prompts("{item[1].price * 2:.1%}", frame.iterrows())[0] == ["300.0%", None, "400.0%"]
+    assert prompts('{item.get("a")}', [{"a": 1}, {"b": 2}])[0] == ["1", None]
+    nested = [{"a": {"b": None}}, {"a": {"b": "None"}}]
+    assert prompts('{item["a"]["b"]}', nested)[0] == [None, "None"]
+    # A variable of the notebook is the same for all rows.
+    assert prompts("{item} {limit + 0}", ["x"], {"limit": float("nan")})[0] == ["x nan"]
+
+
+def test_row_of_an_array_is_a_list() -> None:
+    assert prompts("{item} {item.sum()}", np.array([[1, 2], [3, 4]]))[0] == ["[1, 2] 3", "[3, 4] 7"]
+
+
+def test_column_of_the_whole_table_has_a_note() -> None:
+    names = {"df": FRAME}
+    note = "{df.text} is the whole column, the same in each prompt. Write {text} for the value of the row."
+    assert prompts("{df.text}", FRAME, names)[1][0] == note
+    assert prompts('{price} {df["text"]}', FRAME, names)[1] == (note.replace(".text", '["text"]'),)
+    assert prompts("{price} {df.text.count()} {df.shape}", FRAME, names)[1] == ()
 
 
 def test_function_gets_the_row_with_columns_as_attributes() -> None:

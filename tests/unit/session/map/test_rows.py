@@ -163,7 +163,7 @@ def test_sample_is_spread_over_the_data() -> None:
         (None, "Data of type NoneType has no rows."),
         (pl.LazyFrame({"a": [1]}), r"lazy table. Call its collect\(\) first"),
         (Splits(train=HubDataset({"text": TEXTS})), "The data has splits: train. Choose one: data"),
-        (pd.DataFrame([[1, 2]], columns=["a", "a"]), "The rows cannot be read: .*unique"),
+        (pd.DataFrame([[1, 2]], columns=["a", "a"]), r"the same name: a\. Rename them, or keep"),
     ],
 )
 def test_data_without_rows_is_an_error(data: Any, message: str) -> None:

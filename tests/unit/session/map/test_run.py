@@ -184,6 +184,20 @@ def test_wrong_call_sends_nothing(scripted: Pair) -> None:
     assert list(session.map("{item}", [])) == []
 
 
+@pytest.mark.parametrize("data", [{"data": "Where is {item}?"}, {}])
+def test_data_before_the_prompt_is_an_error_with_the_order(
+    scripted: Pair, data: dict[str, str]
+) -> None:
+    session, backend = scripted
+    with pytest.raises(
+        OptionError, match=r"prompt comes first: llm\.map\(PROMPT, DATA\)\. .*{item}"
+    ):
+        session.map(["Rome"], **data)  # type: ignore[arg-type]
+    with pytest.raises(OptionError, match="Data of type NoneType has no rows"):
+        session.map("Where is {item}?")
+    assert not backend.requests
+
+
 def test_iterator_is_read_on_the_callers_thread_and_only_a_little_ahead(scripted: Pair) -> None:
     session, backend = scripted
     read: list[int] = []
