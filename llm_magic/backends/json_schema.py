@@ -120,8 +120,8 @@ def _limit_integer(schema: dict[str, Any]) -> None:
     given = [
         schema[key] for key in (*limits, "exclusiveMinimum", "exclusiveMaximum") if key in schema
     ]
-    # Other limits than numbers are those of old drafts.
-    if any(isinstance(value, bool) or abs(value) >= MAX_INTEGER for value in given):
+    # Old drafts have flags as limits; anything else is an error of the schema, and reported later.
+    if any(type(value) not in (int, float) or abs(value) >= MAX_INTEGER for value in given):
         return
     for key, limit in limits.items():
         if f"exclusive{key.capitalize()}" not in schema:

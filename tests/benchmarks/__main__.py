@@ -30,6 +30,7 @@ from tests.benchmarks import (
     remote,
     report,
     speed,
+    typed,
     weights,
     workers,
 )
@@ -56,6 +57,7 @@ BENCHMARKS: dict[str, tuple[str, Measure]] = {
     "weights_1b": ("packed and quantized weights, 1.0B Llama shape, CPU", weights.measure_large),
     "llamacpp": ("128 tokens, greedy, SmolLM2-135M-Instruct.Q4_1.gguf, CPU", llamacpp.measure),
     "batch": (f"64 prompts at once, greedy, {_MODEL}", batch.measure),
+    "typed": (f"answers with a structure, greedy, {_MODEL}", typed.measure),
     "load": (f"loading {_MODEL}, converted before", memory.measure_load),
     "load_1b": ("loading a 1.0B Llama shape, bf16, CPU", memory.measure_load_large),
     "unload": (f"unloading {_MODEL}", memory.measure_unload),

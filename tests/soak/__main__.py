@@ -1,4 +1,4 @@
-"""``python -m tests.soak [--seconds N] [--interrupts N] [--seed S] [--ipykernel VERSION]``."""
+"""``python -m tests.soak [--seconds N] [--interrupts N] [--schemas N] [--seed S] [--ipykernel VERSION]``."""
 
 from __future__ import annotations
 
@@ -9,15 +9,18 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from tests.local_models import local_session
+from tests.soak import schemas, typed
 from tests.soak.interrupts import Attack, attack, report
 from tests.soak.mixed import Soak
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run random interrupts and mixed work, print the figures, and exit with 1 at a problem."""
+    """Run interrupts, mixed work and typed answers, print the figures, and exit with 1 at a problem."""
     parser = argparse.ArgumentParser(prog="scripts/soak", description=main.__doc__)
     parser.add_argument("--seconds", type=float, default=600, help="of mixed work (600)")
     parser.add_argument("--interrupts", type=int, default=300, help="how many (300)")
+    parser.add_argument("--schemas", type=int, default=200, help="for typed answers (200)")
     parser.add_argument("--seed", type=int, default=random.randrange(10**6))
     parser.add_argument("--ipykernel", metavar="VERSION", help="one of scripts/install-kernels")
     options = parser.parse_args(arguments)
@@ -32,6 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             soak = Soak(attacked, options.seed)
             print(soak.report(soak.run(options.seconds), version))
             problems += len(soak.problems)
+    problems += _schemas(options.schemas, options.seed)
     sys.exit(1 if problems else 0)
 
 
@@ -42,6 +46,16 @@ def _interrupts(attacked: Attack, count: int, version: str) -> int:
     if count:
         print(report(attacked.tries, version), flush=True)
     return sum(bool(done.problems) for done in attacked.tries)
+
+
+def _schemas(count: int, seed: int) -> int:
+    if not count:
+        return 0
+    with local_session() as session:
+        session.load()
+        found = list(typed.answers(session, schemas.sample(count, seed), seed=seed))
+    print(typed.report(found), flush=True)
+    return len(typed.problems(found))
 
 
 if __name__ == "__main__":

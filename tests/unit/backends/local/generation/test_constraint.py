@@ -255,6 +255,8 @@ def test_cancelled_answer_is_no_error_of_the_form(llama: Session) -> None:
         (schema({"type": "strin"}), "Invalid type: strin"),
         (schema({"type": "string", "format": "song"}), "Unknown format: song"),
         (schema({"type": "integer", "minimum": 5, "maximum": 1}), "Unsatisfiable schema"),
+        (schema({"type": "integer", "minimum": "5"}), "Expected"),
+        (schema({"type": "integer", "exclusiveMaximum": [1]}), "Expected"),
         (schema({"$ref": "https://example.com/a.json"}), "is not present in a registry"),
         (Structure("json_schema", "{"), "it is not valid JSON"),
         (Structure("json_schema", "[1]"), "it is no JSON object"),
