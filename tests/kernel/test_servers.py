@@ -183,7 +183,9 @@ def test_errors_of_a_server_name_what_to_do(remote: Kernel, server: FaultServer)
         assert f"failed (500){reason}. {log}" in remote.run("%llm Hello").error
     server.will("/v1/models", *error_answer(400, "No"))
     ran = remote.run(f"%llm_load big -b openai --base-url {server.url} --key-env THEIR_KEY")
-    assert ran.error.endswith("rejected the request (400): No. Check --base-url.")
+    assert ran.error.endswith(
+        "rejected the request (400): No. Check --base-url. tiny is still active."
+    )
 
 
 def test_status_has_the_address_the_jobs_and_no_error_from_before_a_success(
@@ -405,7 +407,9 @@ def test_http_for_https_and_the_reverse_names_the_address_to_use(
 ) -> None:
     address = server.url.removeprefix("http://")
     wrong = remote.run(f"%llm_load tiny -b openai --base-url https://{address}/v1").error
-    assert wrong == f"The server at {address} uses http, not https. Use --base-url {server.url}/v1."
+    assert wrong == (
+        f"The server at {address} uses http, not https. Use --base-url {server.url}/v1. tiny is still active."
+    )
     server.stop()
     try:
         with tls_server(trustme.CA(), server.port) as url:
@@ -427,7 +431,7 @@ def test_web_page_instead_of_models_is_named(remote: Kernel, server: FaultServer
     wrong = remote.run(f"%llm_load tiny -b openai --base-url {server.url}").error
     assert wrong.startswith(f'{server.url}/v1/models is a web page ("Sign in"), not the API of')
     assert wrong.endswith(
-        "the port and the path of --base-url, and whether a proxy responds instead."
+        "the port and the path of --base-url, and whether a proxy responds instead. tiny is still active."
     )
 
 
@@ -450,7 +454,8 @@ def test_advice_names_the_server_in_use(remote: Kernel, server: FaultServer) -> 
     assert wrong.ename == "ServerUnreachable"
     assert wrong.error.startswith("No server is listening at http://127.0.0.1:9.")
     assert wrong.error.endswith(
-        f"The loaded model is at {server.url}: to use that server, add --base-url {server.url}"
+        f"The loaded model is at {server.url}: to use that server, add --base-url {server.url}. tiny is still"
+        " active."
     )
     assert "source" not in remote.ok("%llm_status").text, "the line of the model has its name"
     remote.ok(

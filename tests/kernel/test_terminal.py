@@ -166,7 +166,8 @@ def test_load_shows_its_progress_and_error_in_one_line(terminal: Terminal) -> No
     assert "Interrupted" in terminal.read()
     terminal.run("backend.trouble['load'] = ModelNotFound('There is no big.')")
     failed = terminal.run("%llm_load big --keep")
-    assert failed.rpartition("\x1b[K")[2] == "\x1b[31mModelNotFound\x1b[0m: There is no big."
+    line = "\x1b[31mModelNotFound\x1b[0m: There is no big. tiny is still active."
+    assert failed.rpartition("\x1b[K")[2] == line
     terminal.run("backend.trouble.clear()")
     loaded = terminal.run("%llm_load big --keep")
     assert loaded.rpartition("\x1b[K")[2].startswith("big · local cpu bf16 · 269 MB")
