@@ -62,7 +62,7 @@ def optimize(model: nn.Module, *, pack: bool = True) -> int:
     changed = [m for m in layers if m.weight.dtype == torch.bfloat16] if pack and can_pack() else []
     if changed and not _convert(model, changed):
         changed = []
-    if few_rows() == 0 or any(isinstance(layer, FusedLinear) for layer in changed):
+    if changed and (not few_rows() or any(isinstance(m, FusedLinear) for m in changed)):
         copy_mapped_weights(m for m in model.modules() if not isinstance(m, FusedLinear))
     slow = [m for m in layers if type(m) is nn.Linear and has_kernel(m.weight.dtype) is False]
     return len(changed) + _use_float32_matmul(slow)

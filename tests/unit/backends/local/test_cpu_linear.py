@@ -373,6 +373,16 @@ def test_large_weights_stay_in_the_memory_of_the_file(
         assert before == after
 
 
+def test_weights_that_are_not_packed_are_not_copied(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(cpu_linear, "few_rows", lambda: 0)
+    model = AutoModelForCausalLM.from_pretrained(tiny(tmp_path, "llama"), dtype=torch.bfloat16)
+    before = {parameter.data_ptr() for parameter in model.parameters()}
+    optimize(model, pack=False)
+    assert {parameter.data_ptr() for parameter in model.parameters()} == before
+
+
 @pytest.mark.parametrize("missing", ["_reorder_linear_weight", "_linear_pointwise"])
 def test_layers_stay_as_they_are_where_torch_cannot_pack(
     monkeypatch: pytest.MonkeyPatch, missing: str
