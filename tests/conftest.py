@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import os
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import pytest
 
 from tests import without_grammars
 from tests.collection import pytest_collection as pytest_collection
-from tests.until import until
+from tests.until import loop_threads, until
 
 # A busy machine is no failure.
 hypothesis.settings.register_profile("here", deadline=None)
@@ -56,10 +55,7 @@ def _rank(nodeid: str) -> int:
 def no_loop_is_left() -> Iterator[None]:
     """Find the file that leaves a session open, before the next one finds its thread."""
     yield
-    until(
-        lambda: all(thread.name != "llm_magic-loop" for thread in threading.enumerate()),
-        "a session was not closed",
-    )
+    until(lambda: not loop_threads(), "a session was not closed")
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from tests.fault_server import CHAT, FaultServer
 from tests.http_server import HttpServer
 from tests.ollama_server import OllamaServer
 from tests.scripted import read, settings, stop_when
-from tests.until import until
+from tests.until import loop_threads, until
 from tests.wire import Head, Raw, Step
 
 OLLAMA_CHAT = "/api/chat"
@@ -52,11 +52,6 @@ def session_on(
         session.close()
     until(lambda: not loop_threads(), "a thread is left over")
     until(lambda: server.open_now == 0, "a connection is left open")
-
-
-def loop_threads() -> list[str]:
-    """Return the threads that sessions run their loops on."""
-    return [thread.name for thread in threading.enumerate() if thread.name == "llm_magic-loop"]
 
 
 def chat_path(server: HttpServer) -> str:

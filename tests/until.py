@@ -1,7 +1,8 @@
-"""Wait until something is so."""
+"""Wait until something is so, such as that no loop runs any more."""
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 
@@ -14,3 +15,8 @@ def until(
     while not true():
         assert time.monotonic() < deadline, otherwise
         time.sleep(0.03)
+
+
+def loop_threads() -> list[str]:
+    """Return the threads that sessions run their loops on."""
+    return [thread.name for thread in threading.enumerate() if thread.name == "llm_magic-loop"]

@@ -20,9 +20,8 @@ from tests.panels import (
     shown_error,
     visible_text,
 )
-from tests.remote_sessions import loop_threads
 from tests.scripted import Hang, whole_answer
-from tests.until import until
+from tests.until import loop_threads, until
 
 
 @pytest.fixture

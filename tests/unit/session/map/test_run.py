@@ -29,9 +29,8 @@ from llm_magic.session.map.progress import Counts
 from llm_magic.session.map.rows import rows_of
 from llm_magic.session.map.sender import PreparedRow
 from llm_magic.types import Chunk, Message, Reply, Usage
-from tests.remote_sessions import loop_threads
 from tests.scripted import Hang, ScriptedBackend, scripted_session, stop_when, whole_answer
-from tests.until import until
+from tests.until import loop_threads, until
 
 Pair = tuple[Session, ScriptedBackend]
 
