@@ -196,6 +196,9 @@ async def _stop_loop() -> None:
         async with asyncio.timeout(_STOP_S):
             while asyncio.all_tasks() - {asyncio.current_task()}:
                 await _cancel_all()
+    # Two turns: the callbacks of ended tasks, and the calls that those leave for the next turn.
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
     asyncio.get_running_loop().stop()
 
 

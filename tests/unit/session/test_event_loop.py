@@ -371,6 +371,40 @@ def test_call_that_comes_while_the_loop_is_closed_ends() -> None:
     assert raised == [Interrupted, Interrupted]
 
 
+@pytest.mark.parametrize("turns", range(10))
+def test_call_that_is_over_when_the_loop_stops_ends(turns: int) -> None:
+    loop, outcomes, late = LoopThread("test-loop"), list[object](), threading.Event()
+
+    def call() -> None:
+        try:
+            outcomes.append(loop.run(ends()))
+        except Interrupted:
+            outcomes.append("interrupted")
+
+    async def ends() -> str:
+        late.set()
+        for _ in range(turns):
+            # The loop is busy: what `close` calls meanwhile comes in the next turn.
+            time.sleep(0.01)
+            await asyncio.sleep(0)
+        return "done"
+
+    thread = threading.Thread(target=call, daemon=True)
+
+    async def calls_at_its_end() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            thread.start()
+            while not late.is_set():
+                await asyncio.sleep(0)
+
+    loop.submit(calls_at_its_end())
+    loop.close()
+    thread.join(5)
+    assert outcomes in (["done"], ["interrupted"])
+
+
 def test_calls_during_many_closes_all_end() -> None:
     loop, outcomes, is_over = LoopThread("test-loop"), Counter[str](), threading.Event()
 
