@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from types import MappingProxyType
@@ -87,6 +89,68 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A token of an answer with its probability at its place, given all tokens before it.
+
+    A local model reports its own distribution over all tokens: before the temperature, top-p, top-k,
+    penalties and the structure of the answer. A server reports what it computes.
+
+    Attributes:
+        text: The text of the token. Of several tokens that make up one character, the last one has the
+            character, and the others have no text.
+        logprob: The natural logarithm of its probability.
+        alternatives: The likeliest tokens at its place with their logarithms, the likeliest first; as
+            many as ``logprobs`` requests. The token itself is one of them if it is likely enough.
+    """
+
+    text: str
+    logprob: float
+    alternatives: tuple[tuple[str, float], ...] = ()
+
+    @property
+    def probability(self) -> float:
+        """The probability of the token, from 0 to 1."""
+        return math.exp(self.logprob)
+
+
+def tokens_of(text: str, tokens: Sequence[TokenLogprob]) -> tuple[TokenLogprob, ...]:
+    """Return the last tokens of an answer whose texts are `text`, without those of its reasoning.
+
+    Returns all of them where their texts do not end with `text`, as those of some servers.
+    """
+    joined = "".join(token.text for token in tokens)
+    excess = len(joined) - len(text)
+    if excess < 0 or joined[excess:] != text:
+        return tuple(tokens)
+    if not text:
+        return ()
+    start = 0
+    while excess and excess >= len(tokens[start].text):
+        excess -= len(tokens[start].text)
+        start += 1
+    if not excess:
+        return tuple(tokens[start:])
+    # It starts within the reasoning.
+    first = dataclasses.replace(tokens[start], text=tokens[start].text[excess:])
+    return (first, *tokens[start + 1 :])
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """How probable a text is as the answer to a prompt.
+
+    Attributes:
+        text: The text.
+        logprob: The natural logarithm of its probability: the sum over its tokens.
+        tokens: Its tokens with their probabilities.
+    """
+
+    text: str
+    logprob: float
+    tokens: tuple[TokenLogprob, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Chunk:
     """A piece of an answer.
 
@@ -104,6 +168,7 @@ class Chunk:
         ends_reasoning: Whether all text before this chunk was reasoning. Some models close their
             reasoning with a tag that they never opened.
         probabilities: The labels of a choice with their probabilities; only in the last chunk.
+        logprobs: The tokens whose text is complete now, with their probabilities, if they were requested.
         retry: What was wrong with all text before this chunk, which is no part of the answer: a second
             answer follows.
     """
@@ -120,6 +185,7 @@ class Chunk:
     progress: Progress | None = None
     ends_reasoning: bool = False
     probabilities: tuple[tuple[str, float], ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
     retry: str = ""
 
     @property
@@ -178,6 +244,7 @@ class ReplyAttributes(TypedDict):
     probabilities: NotRequired[Mapping[str, float]]
     value: NotRequired[Any]
     retry: NotRequired[str]
+    tokens: NotRequired[tuple[TokenLogprob, ...]]
 
 
 class Reply(str):
@@ -201,6 +268,8 @@ class Reply(str):
         value: The value of a typed answer, such as an instance of the class after ``--schema``; None
             for any other answer.
         retry: What was wrong with the first answer, if this is the second one (``--schema-by prompt``).
+        tokens: The tokens of the text with their probabilities, which ``logprobs`` requests: without it,
+            there is no such attribute. Empty if the server sent none.
     """
 
     # The values of a reply that other code makes of a text alone, as some libraries do with a `str`.
@@ -216,6 +285,8 @@ class Reply(str):
     probabilities: Mapping[str, float] = MappingProxyType({})
     value: Any = None
     retry: str = ""
+    # Other libraries call a number so: without the request, its error names what to use.
+    tokens: tuple[TokenLogprob, ...]
 
     def __new__(cls, text: str, /, **attributes: Unpack[ReplyAttributes]) -> Self:
         """Create a reply; copies and pickles set the attributes themselves."""
@@ -324,7 +395,7 @@ _OTHER_NAMES = {
     ),
     **dict.fromkeys(("reasoning_content", "thinking"), "Use reply.reasoning."),
     **dict.fromkeys(("seconds", "time"), "Use reply.timing.total_s."),
-    "tokens": "Use reply.usage.completion_tokens.",
+    "tokens": "Use reply.usage.completion_tokens, or ask with logprobs=0 for the probability of each token.",
 }
 
 

@@ -196,6 +196,19 @@ Stop = Annotated[
         label="Stop texts",
     ),
 ]
+Logprobs = Annotated[
+    int | None,
+    OptionSpec(
+        "Report the probability of each token, with so many of the likeliest tokens in its place.",
+        ("--logprobs",),
+        "K",
+        none_label="off",
+        minimum=0,
+        # As most servers limit it.
+        maximum=20,
+    ),
+    _OrModel,
+]
 Device = Annotated[
     str,
     Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$"),
@@ -235,6 +248,7 @@ class GenerationOptions(OptionModel):
     repetition_penalty: RepetitionPenalty = 1.15
     seed: Seed = None
     stop: Stop = ()
+    logprobs: Logprobs = None
     extra: Annotated[
         Mapping[str, Any],
         BeforeValidator(_no_pairs),

@@ -76,6 +76,7 @@ class CallOptions(TypedDict, total=False):
     repetition_penalty: float | None
     seed: int | None
     stop: str | Sequence[str]
+    logprobs: int | None
     extra: Mapping[str, Any]
     structure: Structure | None
 

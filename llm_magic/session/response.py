@@ -34,7 +34,16 @@ from llm_magic.session.event_loop import LoopStream, LoopThread
 from llm_magic.session.jobs import stopped_waiting
 from llm_magic.session.loading import wait_for_end
 from llm_magic.text import generated, visible_line
-from llm_magic.types import Chunk, FinishReason, Message, Reply, Timing, Usage
+from llm_magic.types import (
+    Chunk,
+    FinishReason,
+    Message,
+    Reply,
+    Timing,
+    TokenLogprob,
+    Usage,
+    tokens_of,
+)
 
 if TYPE_CHECKING:
     from llm_magic.backends.manager import BackendManager, LoadResult
@@ -64,7 +73,9 @@ _LEAVING = (KeyboardInterrupt, Interrupted, GeneratorExit, asyncio.CancelledErro
 class AnswerParts:
     """What the chunks of an answer add up to: its text, its reasoning, its usage and why it ended."""
 
-    __slots__ = ("finish_reason", "probabilities", "reasoning", "retry", "text", "tokens", "usage")
+    __slots__ = (
+        "finish_reason", "logprobs", "probabilities", "reasoning", "retry", "text", "tokens", "usage",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.clear()
@@ -78,6 +89,8 @@ class AnswerParts:
         """Remove the text, the reasoning and the count of their tokens."""
         # Buffers: a list of millions of short pieces takes ten times the memory of the text.
         self.text, self.reasoning = io.StringIO(), io.StringIO()
+        # Those of the text; the last ones of the reasoning may precede them.
+        self.logprobs: list[TokenLogprob] = []
         self.tokens = 0
 
     def add(self, chunk: Chunk) -> None:
@@ -85,11 +98,14 @@ class AnswerParts:
         if chunk.retry:
             # Its tokens count.
             self.text, self.reasoning, self.retry = io.StringIO(), io.StringIO(), chunk.retry
+            self.logprobs.clear()
         if chunk.ends_reasoning:
             self.reasoning.write(self.text.getvalue())
             self.text = io.StringIO()
         self.text.write(chunk.text)
         self.reasoning.write(chunk.reasoning)
+        if chunk.logprobs and (chunk.text or not chunk.reasoning):
+            self.logprobs += chunk.logprobs
         self.tokens += chunk.tokens
         self.usage = chunk.usage or self.usage
         self.finish_reason = chunk.finish_reason or self.finish_reason
@@ -104,7 +120,13 @@ class AnswerParts:
             usage=self.usage,
             finish_reason=self.finish_reason,
             probabilities=self.probabilities,
+            logprobs=self.text_tokens,
         )
+
+    @property
+    def text_tokens(self) -> tuple[TokenLogprob, ...]:
+        """The tokens of the text with their probabilities, if they were requested."""
+        return tokens_of(self.text.getvalue(), self.logprobs) if self.logprobs else ()
 
     @property
     def is_empty(self) -> bool:
@@ -530,7 +552,11 @@ class Response:
 
         def first() -> None:
             if self.revision:
-                bridge.put(Chunk(self.text, self.reasoning, self._parts.tokens, notice=self.notice))
+                parts, notice = self._parts, self.notice
+                logprobs = parts.text_tokens
+                bridge.put(
+                    Chunk(self.text, self.reasoning, parts.tokens, notice=notice, logprobs=logprobs)
+                )
             if self.number is None and not self.done:
                 # It is added again when it is read.
                 self._parts.clear()
@@ -687,6 +713,8 @@ class Response:
 
     def _made_reply(self, reason: FinishReason | None, value: object) -> Reply:
         """Return the reply with the value of its type; `reason` is why it ended if the backend has none."""
+        is_requested = self.prepared.config.logprobs is not None
+        requested: Any = {"tokens": self._parts.text_tokens} if is_requested else {}
         return Reply(
             self.text,
             model=self.model,
@@ -702,6 +730,7 @@ class Response:
             probabilities=dict(self._parts.probabilities),
             value=value,
             retry=self.retry,
+            **requested,
         )
 
     @property

@@ -42,11 +42,12 @@ if TYPE_CHECKING:
     from llm_magic.backends.local.local_model import LocalModel
     from llm_magic.config.api_keys import ApiKeys
 
-# What `generate` calls an option; `seed` sets the generators, `stop` ends the stream.
+# What `generate` calls an option; `seed` sets the generators, `stop` ends the stream, and `logprobs`
+# reads the logits.
 _OPTION_NAMES = MappingProxyType({
     "max_new_tokens": "max_new_tokens", "temperature": "temperature", "top_p": "top_p",
     "top_k": "top_k", "repetition_penalty": "repetition_penalty", "seed": "seed", "stop": "stop",
-    "extra": "keyword arguments",
+    "logprobs": "logprobs", "extra": "keyword arguments",
 })  # fmt: skip
 # The garbage collector holds the GIL for some tenths of a second: a cell whose load was stopped
 # ends first.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from llm_magic.backends.local import memory
@@ -27,7 +27,7 @@ class LocalModel:
     """A loaded model. Only the backend stores references to it, so that `unload` can free it.
 
     `reasoning_tokens` is None where its tokenizer has none. `assistant` is the smaller model that
-    proposes tokens.
+    proposes tokens. `token_texts` are the texts of single tokens that were needed so far.
     """
 
     model: PreTrainedModel
@@ -41,6 +41,7 @@ class LocalModel:
     traits: ModelTraits
     grammars: Grammars
     assistant: PreTrainedModel | None = None
+    token_texts: dict[int, str] = field(default_factory=dict)
 
     @property
     def decoding(self) -> str:

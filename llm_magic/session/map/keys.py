@@ -26,8 +26,8 @@ class Keys:
 
     def __init__(self, loaded_model: LoadedModel, config: GenerationConfig) -> None:
         options = loaded_model.backend.sent_options(loaded_model.name, config)
-        # The keys of files that were saved before there were structures stay the same.
-        unset = {"structure"} if options.structure is None else None
+        # The keys of files that were saved before these options existed stay the same.
+        unset = {name for name in ("structure", "logprobs") if getattr(options, name) is None}
         sent = options.model_dump(mode="json", exclude=unset)
         common = {"model": identity(loaded_model), "options": sent}
         self._common = hashlib.sha256(_canonical(common))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from llm_magic.errors import LLMMagicException
 from llm_magic.text import visible_line
-from llm_magic.types import FinishReason, Message, Reply, Timing, Usage
+from llm_magic.types import FinishReason, Message, Reply, Timing, TokenLogprob, Usage
 
 if TYPE_CHECKING:
     from llm_magic.errors import InvalidReply
@@ -33,6 +33,7 @@ class Outcome:
         key: The key of a row that failed.
         probabilities: The labels of a choice with their probabilities, if they are known.
         retry: What was wrong with the first answer, if this is the second one.
+        tokens: The tokens of the text with their probabilities; None if they were not requested.
     """
 
     text: str = ""
@@ -45,6 +46,7 @@ class Outcome:
     key: bytes = b""
     probabilities: tuple[tuple[str, float], ...] = ()
     retry: str = ""
+    tokens: tuple[TokenLogprob, ...] | None = None
 
     @property
     def state(self) -> State:
@@ -67,6 +69,7 @@ class Outcome:
         """Return the answer as a reply of a model, with its value; None if there is none."""
         if self.finish_reason is None or self.error:
             return None
+        requested: Any = {"tokens": self.tokens} if self.tokens is not None else {}
         return Reply(
             self.text,
             model=model,
@@ -79,6 +82,7 @@ class Outcome:
             probabilities=dict(self.probabilities),
             value=self.value(answer_type),
             retry=self.retry,
+            **requested,
         )
 
     def without_value(self, answer_type: AnswerType, problem: InvalidValue) -> InvalidReply | None:

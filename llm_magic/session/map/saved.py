@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from llm_magic.errors import OptionError
 from llm_magic.session.map.keys import KEY_BYTES
 from llm_magic.session.map.outcome import Outcome
-from llm_magic.types import Usage
+from llm_magic.types import TokenLogprob, Usage
 
 if TYPE_CHECKING:
     from llm_magic.session.map.sender import PreparedRow
@@ -144,6 +144,8 @@ def _entry(row: PreparedRow, outcome: Outcome) -> dict[str, Any]:
         entry["error"] = outcome.error
     if outcome.probabilities:
         entry["probabilities"] = dict(outcome.probabilities)
+    if outcome.tokens is not None:
+        entry["tokens"] = [dataclasses.astuple(token) for token in outcome.tokens]
     return entry
 
 
@@ -163,11 +165,21 @@ def _row(line: bytes) -> tuple[bytes, Outcome] | None:
             probabilities=tuple(
                 (label, float(share)) for label, share in entry.get("probabilities", {}).items()
             ),
+            tokens=_tokens(entry["tokens"]) if "tokens" in entry else None,
         )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     has_end = outcome.finish_reason in _REASONS or (outcome.finish_reason is None and outcome.error)
     return (key, outcome) if len(key) == KEY_BYTES and has_end else None
+
+
+def _tokens(entries: list[Any]) -> tuple[TokenLogprob, ...]:
+    return tuple(
+        TokenLogprob(
+            _text(text), float(logprob), tuple((_text(one), float(its)) for one, its in alternatives)
+        )
+        for text, logprob, alternatives in entries
+    )
 
 
 def _text(value: object) -> str:

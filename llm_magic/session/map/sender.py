@@ -266,7 +266,8 @@ class Sender:
                     row.rejections += 1
                     if row.rejections < _MOST_REJECTIONS:
                         return None
-        return _outcome(answer, time.perf_counter() - began)
+        has_tokens = self._prepared.config.logprobs is not None
+        return _outcome(answer, time.perf_counter() - began, has_tokens=has_tokens)
 
     def _stream(self, row: PreparedRow) -> AsyncGenerator[Chunk, None]:
         """Return the chunks of a row; an answer that its prompt asks a type for may be asked again."""
@@ -286,7 +287,7 @@ class Sender:
         return separated_answer(loaded, messages, self._prepared.config)
 
 
-def _outcome(answer: AnswerParts, seconds: float) -> Outcome:
+def _outcome(answer: AnswerParts, seconds: float, *, has_tokens: bool) -> Outcome:
     """Return the outcome of an answer; a stream that reported no reason was cut."""
     usage = answer.usage
     if not usage.completion_tokens:
@@ -300,4 +301,5 @@ def _outcome(answer: AnswerParts, seconds: float) -> Outcome:
         reasoning,
         probabilities=answer.probabilities,
         retry=answer.retry,
+        tokens=answer.text_tokens if has_tokens else None,
     )

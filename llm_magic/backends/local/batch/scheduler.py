@@ -13,6 +13,7 @@ from llm_magic.backends.local import memory
 from llm_magic.backends.local import transformers_compat as compat
 from llm_magic.backends.local.batch.padded_batch import PaddedBatch
 from llm_magic.backends.local.generation import parameters
+from llm_magic.backends.local.generation.distribution import Distribution, TokenScores
 from llm_magic.backends.local.generation.parameters import GenerateInputs
 from llm_magic.backends.local.generation.prefix_cache import PrefixCache, PrefixHit
 from llm_magic.backends.local.generation.sequence import Sequence, common_prefix_length
@@ -402,6 +403,7 @@ class Scheduler:
         """Decode one token of every sequence."""
         logits = self._forward(batch, batch.width - 1, batch.width)
         scores = logits.to(copy=True, dtype=torch.float32, device=batch.ids.device)
+        ranked = _rank(batch, scores)
         for sequence, row in zip(batch.sequences, scores, strict=True):
             if sequence.constraint is not None:
                 sequence.constraint.mask(row)
@@ -414,17 +416,43 @@ class Scheduler:
             index = slice(None) if len(rows_of) == 1 else torch.tensor(rows, device=tokens.device)
             tokens[index] = _next_tokens(batch.ids[index], scores[index], sequences)
         batch.append(tokens)
-        for sequence, token in zip(batch.sequences, tokens.tolist(), strict=True):
+        chosen = tokens.tolist()
+        found = _scores(batch, ranked, chosen)
+        for sequence, token, own in zip(batch.sequences, chosen, found, strict=True):
             try:
                 if token == _NO_TOKEN:
                     raise RuntimeError("the probabilities are not numbers")
-                sequence.append(token)
+                sequence.append(token, own)
             except Exception as error:  # noqa: BLE001 - the end of one answer, the others go on
                 sequence.fail(error)
         self._budget.raise_after(sum(sequence.finished for sequence in batch.sequences))
         batch.remove_finished()
         if not batch.sequences:
             self._batch = None
+
+
+def _rank(batch: PaddedBatch, scores: torch.Tensor) -> Distribution | None:
+    """Return the distributions of the sequences whose probabilities are requested, None if none is."""
+    counts = [s.alternatives for s in batch.sequences]
+    rows = [row for row, count in enumerate(counts) if count is not None]
+    if not rows:
+        return None
+    # A copy: the scores are masked later.
+    wanted = scores[torch.tensor(rows, device=scores.device)]
+    return Distribution(wanted, max(count for count in counts if count is not None))
+
+
+def _scores(
+    batch: PaddedBatch, ranked: Distribution | None, tokens: abc.Sequence[int]
+) -> list[TokenScores | None]:
+    """Return the scores of the next token of each sequence, None where they are not requested."""
+    if ranked is None:
+        return [None] * len(tokens)
+    counts = [s.alternatives for s in batch.sequences]
+    # A row without a token has failed.
+    wanted = [max(t, 0) for t, count in zip(tokens, counts, strict=True) if count is not None]
+    found = iter(ranked.scores(wanted))
+    return [next(found).first(count) if count is not None else None for count in counts]
 
 
 def max_sequences(device: str) -> int:

@@ -363,10 +363,11 @@ class StaticStep:
         self.read()
         return self.choose()
 
-    def read(self) -> None:
-        """Read the last token."""
+    def read(self) -> torch.Tensor:
+        """Read the last token; returns the logits after it (1, vocabulary), which the next step replaces."""
         assert self._read is not None
         self._read()
+        return self._logits
 
     def choose(self) -> torch.Tensor:
         """Sample the next token after `read`; returns a copy of it, of shape (1, 1)."""

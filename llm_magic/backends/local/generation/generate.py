@@ -19,6 +19,7 @@ from llm_magic.backends.local.generation import parameters
 from llm_magic.backends.local.generation.choice import Labels, read_separately
 from llm_magic.backends.local.generation.constraint import Constraint
 from llm_magic.backends.local.generation.cuda_graph import StaticStep, TokenReader
+from llm_magic.backends.local.generation.distribution import Distribution
 from llm_magic.backends.local.generation.model_runner import ModelRunner
 from llm_magic.backends.local.generation.parameters import GenerateInputs
 from llm_magic.backends.local.generation.sequence import Sequence
@@ -26,11 +27,14 @@ from llm_magic.backends.local.generation.speculative import drafter
 from llm_magic.backends.local.generation.token_streamer import GenerateStreamer, StopStringReached
 from llm_magic.backends.local.local_model import LocalModel
 from llm_magic.backends.local.worker import Cancelled
+from llm_magic.config.commands import option
 from llm_magic.errors import OptionError
 from llm_magic.types import FinishReason
 
 # Attention that takes a mask with 4 dimensions and a value for each pair of tokens.
 _MASKED_ATTENTION = {"sdpa", "eager"}
+_NO_STRUCTURE = "{name} cannot be held to a structure: {reason}. Ask for it in the prompt."
+_NO_LOGPROBS = "{name} reports no probabilities of tokens: {reason}. Remove {option}."
 
 
 def answer(loaded: LocalModel, sequence: Sequence) -> bool:
@@ -63,7 +67,9 @@ def _answer(loaded: LocalModel, ids: torch.Tensor, sequence: Sequence) -> bool:
         reason = f"{type(loaded.model).__name__} keeps a custom state"
         loaded.traits = compat.ModelTraits(reason)
     if sequence.constraint is not None:
-        raise _no_structure(loaded)
+        raise _unavailable(loaded, _NO_STRUCTURE)
+    if sequence.alternatives is not None:
+        raise _unavailable(loaded, _NO_LOGPROBS)
     sequence.job.accepts = False
     # `generate` comes from a mixin that the annotations of models do not show.
     generate: Any = loaded.model.generate
@@ -77,10 +83,10 @@ def _answer(loaded: LocalModel, ids: torch.Tensor, sequence: Sequence) -> bool:
     return True
 
 
-def _no_structure(loaded: LocalModel) -> OptionError:
+def _unavailable(loaded: LocalModel, what: str) -> OptionError:
     """Return the error for a model that only `generate` of Transformers decodes."""
     name, reason = loaded.info.name, loaded.traits.fallback_reason
-    return OptionError(f"{name} cannot be held to a structure: {reason}. Ask for it in the prompt.")
+    return OptionError(what.format(name=name, reason=reason, option=option("logprobs")))
 
 
 def _choose(loaded: LocalModel, sequence: Sequence, labels: Labels) -> None:
@@ -99,7 +105,7 @@ def _choose(loaded: LocalModel, sequence: Sequence, labels: Labels) -> None:
             # What this model writes between its reasoning and its answer.
             sequence.ids.append(token)
             first, others = _read_labels(loaded, sequence, labels)
-    sequence.choose(labels, labels.probabilities(first, others))
+    sequence.choose(labels, first, others)
 
 
 def _read_labels(
@@ -107,7 +113,7 @@ def _read_labels(
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """Return the logits after the text of a sequence, and after the tokens of each label."""
     if loaded.traits.fallback_reason is not None:
-        raise _no_structure(loaded)
+        raise _unavailable(loaded, _NO_STRUCTURE)
     ids, logits = torch.tensor([sequence.ids], device=loaded.model.device), None
     if loaded.traits.can_batch:
         inputs = parameters.prepare(loaded.model, ids, sequence.options)
@@ -137,6 +143,8 @@ class DecodingLoop:
     ) -> None:
         self._loaded, self._inputs, self._sequence = loaded, inputs, sequence
         self._streamer, self._job = sequence.streamer, sequence.job
+        # Of the token that was sampled last, if its probability is requested.
+        self._distribution: Distribution | None = None
         arguments, limit = inputs.arguments, inputs.max_new_tokens
         self._runner = ModelRunner(loaded.model, loaded.traits, ids, arguments, limit)
         cache = self._runner.cache
@@ -216,6 +224,7 @@ class DecodingLoop:
 
     def _sample(self, logits: torch.Tensor) -> int:
         """Return the next token by its logits (1, vocabulary), as `generate` chooses it."""
+        self._rank(logits)
         if self._sequence.constraint is not None:
             self._sequence.constraint.mask(logits)
         process: Any = self._inputs.processors
@@ -224,13 +233,19 @@ class DecodingLoop:
             return int(torch.multinomial(torch.softmax(scores, dim=-1), num_samples=1))
         return int(torch.argmax(scores, dim=-1))
 
+    def _rank(self, logits: torch.Tensor) -> None:
+        """Compute the probabilities by the logits (1, vocabulary) of the next token, if requested."""
+        if self._sequence.alternatives is not None:
+            self._distribution = Distribution(logits, self._sequence.alternatives)
+
     def _append(self, token: int) -> bool:
         """Append a token to the answer; returns whether the answer ends with it."""
         runner, streamer, inputs = self._runner, self._streamer, self._inputs
         runner.append(token)
         if self._job.cancel.is_set():
             raise Cancelled
-        streamer.append(token)
+        ranked = self._distribution
+        streamer.append(token, ranked.scores([token])[0] if ranked is not None else None)
         if self._sequence.follow(token):
             return True
         if streamer.token_count >= inputs.max_new_tokens:
@@ -255,7 +270,8 @@ class DecodingLoop:
                 is_masked=constraint is not None,
             )
             if step is not None:
-                return self._replay(step) if constraint is None else self._obey(step, constraint)
+                is_free = constraint is None and self._sequence.alternatives is None
+                return self._replay(step) if is_free else self._watch(step, constraint)
         return self._step()
 
     def _step(self) -> bool:
@@ -305,14 +321,15 @@ class DecodingLoop:
             # Also where the answer is cancelled: the next prompt can reuse it.
             runner.replace_cache(step.result(runner.length - 1))
 
-    def _obey(self, step: StaticStep, constraint: Constraint) -> bool:
-        """Replay one step, and compute meanwhile which tokens may come next."""
+    def _watch(self, step: StaticStep, constraint: Constraint | None) -> bool:
+        """Replay one step, and read its logits; compute meanwhile which tokens may come next."""
         runner = self._runner
         step.start(runner.cache, runner.ids)
         try:
             while not self._job.has_company:
-                step.read()
-                step.exclude(constraint.excluded(step.vocabulary))
+                self._rank(step.read())
+                if constraint is not None:
+                    step.exclude(constraint.excluded(step.vocabulary))
                 if self._append(int(step.choose())):
                     return True
             return False

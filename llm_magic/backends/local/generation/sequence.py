@@ -13,13 +13,14 @@ from transformers import DynamicCache
 from llm_magic.backends.local.generation import parameters
 from llm_magic.backends.local.generation.choice import Labels
 from llm_magic.backends.local.generation.constraint import Constraint
+from llm_magic.backends.local.generation.distribution import Distribution, TokenScores
 from llm_magic.backends.local.generation.parameters import GenerateInputs
 from llm_magic.backends.local.generation.token_streamer import TokenStreamer, opening_tag
 from llm_magic.backends.local.local_model import LocalModel
 from llm_magic.backends.local.worker import Job
 from llm_magic.config.settings import GenerationConfig
 from llm_magic.errors import PromptTooLong
-from llm_magic.types import Chunk, FinishReason, Message, Structure, Usage
+from llm_magic.types import Chunk, FinishReason, Message, Structure, TokenLogprob, Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +101,12 @@ class Sequence:
         return config.seed
 
     @property
+    def alternatives(self) -> int | None:
+        """How many of the likeliest tokens are reported for each token; None if nothing is."""
+        config: GenerationConfig = self.job.request.config
+        return config.logprobs
+
+    @property
     def max_length(self) -> int:
         """The tokens that prompt and answer may have together."""
         return self.prompt_tokens + int(self.options["max_new_tokens"])
@@ -111,10 +118,10 @@ class Sequence:
             limits = (criterion.max_time for criterion in self.inputs.criteria)
             self.deadline = time.perf_counter() + min(limits, default=float("inf"))
 
-    def append(self, token: int) -> None:
+    def append(self, token: int, scores: TokenScores | None = None) -> None:
         """Append the next token of the answer and emit it; finishes the answer with the last one."""
         self.ids.append(token)
-        now = self.streamer.append(token)
+        now = self.streamer.append(token, scores)
         if self.follow(token):
             self.finish(self.end_reason)
         elif self.streamer.token_count >= self.options["max_new_tokens"]:
@@ -142,13 +149,23 @@ class Sequence:
         is_cut = self.constraint is not None and not self.constraint.is_complete
         return "truncated" if is_cut else "stop"
 
-    def choose(self, labels: Labels, probabilities: abc.Sequence[float]) -> None:
-        """Answer with the likeliest label."""
+    def choose(
+        self, labels: Labels, first: torch.Tensor, others: abc.Sequence[torch.Tensor]
+    ) -> None:
+        """Answer with the likeliest label, by the logits that `Labels.probabilities` takes."""
+        probabilities = labels.probabilities(first, others)
         ranked = sorted(zip(labels.texts, probabilities, strict=True), key=lambda pair: -pair[1])
         text, now = ranked[0][0], time.perf_counter()
-        count = len(labels.tokens[labels.texts.index(text)])
-        self.job.emit(Chunk(text=text, tokens=count, time=now))
-        usage = Usage(self.prompt_tokens, self.streamer.token_count + count, self.cached_tokens)
+        number = labels.texts.index(text)
+        tokens = labels.tokens[number]
+        logprobs: tuple[TokenLogprob, ...] = ()
+        if self.alternatives is not None:
+            rows = torch.cat([first[None], others[number]])[: len(tokens)]
+            scores = Distribution(rows, self.alternatives).scores(tokens)
+            logprobs = self.streamer.described(tokens, scores)
+        self.job.emit(Chunk(text=text, tokens=len(tokens), time=now, logprobs=logprobs))
+        count = self.streamer.token_count + len(tokens)
+        usage = Usage(self.prompt_tokens, count, self.cached_tokens)
         self.job.emit(
             Chunk(finish_reason="stop", usage=usage, time=now, probabilities=tuple(ranked))
         )

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from tokenizers.decoders import DecodeStream
@@ -13,15 +14,16 @@ from transformers.generation.streamers import BaseStreamer
 
 from llm_magic.backends.local.worker import Cancelled
 from llm_magic.backends.reasoning import CLOSE_TAG, OPEN_TAG
-from llm_magic.backends.stop_strings import StopText
+from llm_magic.backends.stop_strings import ShownTokens, StopText
 from llm_magic.config.settings import GenerationConfig
 from llm_magic.text import counted
-from llm_magic.types import Chunk, FinishReason, Progress, Usage
+from llm_magic.types import Chunk, FinishReason, Progress, TokenLogprob, Usage
 
 if TYPE_CHECKING:
     import torch
     from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+    from llm_magic.backends.local.generation.distribution import TokenScores
     from llm_magic.backends.local.local_model import LocalModel
 
 _OPENS = (OPEN_TAG, "[THINK]", "<|START_THINKING|>")
@@ -41,6 +43,8 @@ class TokenStreamer:
         stops = (*config.stop, *(loaded.model.generation_config.stop_strings or ()))
         self._stop = StopText(stops) if stops else None
         self._detokenizer = Detokenizer(loaded.tokenizer, loaded.reasoning_tokens)
+        self._tokens = ShownTokens() if config.logprobs is not None else None
+        self._texts = TokenTexts(loaded.tokenizer, loaded.token_texts)
         self._emit = emit
         self.token_count = 0
         self.last_token = -1
@@ -52,25 +56,45 @@ class TokenStreamer:
         detail = f"{read:,} of {counted(unread)}"
         self._emit(Chunk(progress=Progress("reading the prompt", read / unread, detail)))
 
-    def append(self, token: int) -> float:
-        """Emit the text that `token` completes; returns the time of the chunk."""
+    def append(self, token: int, scores: TokenScores | None = None) -> float:
+        """Emit the text that `token` completes, with its `scores`; returns the time of the chunk."""
         self.last_token = token
         self.token_count += 1
         text = self._detokenizer.step(token)
+        if self._tokens is not None and scores is not None:
+            # A special token is none of the text, but for those around reasoning.
+            if text or token not in self._texts.special:
+                self._tokens.add(self._texts.described(text, scores))
         if self._stop is not None:
             text = self._stop.feed(text)
             self.stop_reached = self._stop.reached
         now = time.perf_counter()
-        self._emit(Chunk(text=text, tokens=1, time=now))
+        self._emit(Chunk(text=text, tokens=1, time=now, logprobs=self._shown(text)))
         return now
+
+    def _shown(self, text: str) -> tuple[TokenLogprob, ...]:
+        """Return the tokens of the next part of the answer, if their probabilities are requested."""
+        if self._tokens is None:
+            return ()
+        shown = self._tokens.feed(text)
+        return shown + self._tokens.end() if self.stop_reached else shown
+
+    def described(
+        self, tokens: Sequence[int], scores: Sequence[TokenScores]
+    ) -> tuple[TokenLogprob, ...]:
+        """Return the tokens of a whole text with their probabilities."""
+        return self._texts.of_text(tokens, scores)
 
     def finish(self, reason: FinishReason, prompt_tokens: int, cached_tokens: int = 0) -> None:
         """Emit the text that was held back, the finish reason and the token counts."""
         text = self._detokenizer.flush()
+        if self._tokens is not None:
+            self._tokens.complete(text)
         if self._stop is not None:
             text = self._stop.feed(text) + self._stop.flush()
-        usage = Usage(prompt_tokens, self.token_count, cached_tokens)
-        self._emit(Chunk(text, finish_reason=reason, usage=usage, time=time.perf_counter()))
+        usage, now = Usage(prompt_tokens, self.token_count, cached_tokens), time.perf_counter()
+        logprobs = self._shown(text)
+        self._emit(Chunk(text, finish_reason=reason, usage=usage, time=now, logprobs=logprobs))
 
 
 class StopStringReached(Exception):
@@ -162,6 +186,50 @@ class Detokenizer:
 
     def _decode(self, ids: list[int]) -> str:
         return str(self._tokenizer.decode(ids, skip_special_tokens=True)) if ids else ""
+
+
+class TokenTexts:
+    """The texts of single tokens, as they continue a text; `known` keeps them for other answers."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, known: dict[int, str]) -> None:
+        self._tokenizer, self._known = tokenizer, known
+
+    @cached_property
+    def special(self) -> frozenset[int]:
+        """The tokens that are no text."""
+        added: Any = getattr(self._tokenizer, "added_tokens_decoder", {})
+        return frozenset(number for number, token in added.items() if token.special)
+
+    @cached_property
+    def _before(self) -> list[int]:
+        # Some decoders strip the space at the start of a text.
+        return list(self._tokenizer("a", add_special_tokens=False).input_ids)
+
+    def text(self, token: int) -> str:
+        """Return the text of a token; the name of one that is no text."""
+        text = self._known.get(token)
+        if text is None:
+            before = str(self._tokenizer.decode(self._before))
+            whole = str(self._tokenizer.decode([*self._before, token]))
+            alone = str(self._tokenizer.decode([token]))
+            text = whole.removeprefix(before) if whole.startswith(before) else alone
+            self._known[token] = text
+        return text
+
+    def described(self, text: str, scores: TokenScores) -> TokenLogprob:
+        """Return a token of an answer, whose text there is `text`, with its probability."""
+        likeliest = tuple((self.text(token), logprob) for token, logprob in scores.likeliest)
+        return TokenLogprob(text, scores.logprob, likeliest)
+
+    def of_text(
+        self, tokens: Sequence[int], scores: Sequence[TokenScores]
+    ) -> tuple[TokenLogprob, ...]:
+        """Return the tokens of a whole text with their probabilities."""
+        detokenizer = Detokenizer(self._tokenizer)
+        texts = [detokenizer.step(token) for token in tokens]
+        if texts:
+            texts[-1] += detokenizer.flush()
+        return tuple(map(self.described, texts, scores))
 
 
 def opening_tag(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
