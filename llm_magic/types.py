@@ -114,25 +114,23 @@ class TokenLogprob:
 
 
 def tokens_of(text: str, tokens: Sequence[TokenLogprob]) -> tuple[TokenLogprob, ...]:
-    """Return the last tokens of an answer whose texts are `text`, without those of its reasoning.
+    """Return the tokens of an answer whose texts are `text`: without its reasoning, and what ends it.
 
-    Returns all of them where their texts do not end with `text`, as those of some servers.
+    Returns all of them where `text` is no part of their texts, as those of some servers.
     """
     joined = "".join(token.text for token in tokens)
-    excess = len(joined) - len(text)
-    if excess < 0 or joined[excess:] != text:
+    start = len(joined) - len(text) if joined.endswith(text) else joined.find(text)
+    if start < 0:
         return tuple(tokens)
-    if not text:
-        return ()
-    start = 0
-    while excess and excess >= len(tokens[start].text):
-        excess -= len(tokens[start].text)
-        start += 1
-    if not excess:
-        return tuple(tokens[start:])
-    # It starts within the reasoning.
-    first = dataclasses.replace(tokens[start], text=tokens[start].text[excess:])
-    return (first, *tokens[start + 1 :])
+    found, at, end = list[TokenLogprob](), 0, start + len(text)
+    for token in tokens:
+        part = token.text[max(start - at, 0) : max(end - at, 0)]
+        # A token without text belongs to the one that follows it.
+        if part or (not token.text and start <= at < end):
+            is_whole = part == token.text
+            found.append(token if is_whole else dataclasses.replace(token, text=part))
+        at += len(token.text)
+    return tuple(found)
 
 
 @dataclass(frozen=True, slots=True)

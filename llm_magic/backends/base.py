@@ -23,6 +23,7 @@ from llm_magic.types import (
     Message,
     ModelInfo,
     Progress,
+    Score,
     Structure,
     StructureKind,
     Unloaded,
@@ -45,13 +46,15 @@ class Capabilities:
 
     `in_process`: models take memory of this process. `local_token_counts`: `Backend.count` sends no
     request. `stop_strings`: an answer ends before the first stop string, which is not part of it.
-    `structures`: the kinds of `Structure` that an answer can be held to.
+    `structures`: the kinds of `Structure` that an answer can be held to. `scores`: `score` returns how
+    probable given texts are.
     """
 
     in_process: bool = False
     local_token_counts: bool = False
     stop_strings: bool = False
     structures: frozenset[StructureKind] = frozenset()
+    scores: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +187,20 @@ class Backend(ABC):
     async def count(self, name: str, messages: Sequence[Message]) -> TokenCount:
         """Count the tokens of a conversation as the model would read it."""
 
+    async def score(
+        self,
+        _name: str,
+        _messages: Sequence[Message],
+        _config: GenerationConfig,
+        _texts: Sequence[str],
+    ) -> list[Score]:
+        """Return how probable each text is as the answer to a conversation; raises `OptionError`.
+
+        Only backends with the capability `scores` return them.
+        """
+        error = OptionError(f"{self.name} cannot score given texts.")
+        raise error.advise(f"Load a local model: {command('load', backend='local')}.", "backend")
+
     def check_options(self, _name: str, config: GenerationConfig, given: Collection[str]) -> None:
         """Raise `OptionError` for an option that the backend does not support for a loaded model.
 
@@ -199,6 +216,8 @@ class Backend(ABC):
                 continue
             label = spec.flags[-1] if spec.flags else name
             takes_pairs = any(s.kind == "pairs" and self.supports(s.name) for s in known.values())
+            # What a server sends for these is not read unless it supports the option.
+            takes_pairs = takes_pairs and name != "logprobs"
             unchecked = f", or send it unchecked with -p {name}={value}" if takes_pairs else ""
             raise OptionError(f"{self.name} does not support {label}. Remove it{unchecked}.")
         if config.extra:

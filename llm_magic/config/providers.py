@@ -116,7 +116,7 @@ PROVIDERS: Mapping[str, Provider] = MappingProxyType({
             "https://api.anthropic.com/v1",
             "https://docs.anthropic.com/en/api/openai-sdk",
             "ANTHROPIC_API_KEY",
-            unsupported=(*_SAMPLING, "seed"),
+            unsupported=(*_SAMPLING, "seed", "logprobs"),
             # This API ignores response_format.
             structures=(),
             max_temperature=1.0,
@@ -133,7 +133,7 @@ PROVIDERS: Mapping[str, Provider] = MappingProxyType({
             "https://generativelanguage.googleapis.com/v1beta/openai",
             "https://ai.google.dev/gemini-api/docs/openai",
             "GEMINI_API_KEY",
-            unsupported=(*_SAMPLING, "seed"),
+            unsupported=(*_SAMPLING, "seed", "logprobs"),
             id_prefix="models/",
             models=r"((google|models|gemini)/)?(?P<name>gemini-.+)",
             other_names=("google",),
@@ -145,7 +145,7 @@ PROVIDERS: Mapping[str, Provider] = MappingProxyType({
             "https://docs.mistral.ai/api/",
             "MISTRAL_API_KEY",
             fields=_fields(seed="random_seed"),
-            unsupported=_SAMPLING,
+            unsupported=(*_SAMPLING, "logprobs"),
             max_temperature=1.5,
             omitted=("stream_options",),
             models=(
@@ -160,7 +160,7 @@ PROVIDERS: Mapping[str, Provider] = MappingProxyType({
             "https://api.groq.com/openai/v1",
             "https://console.groq.com/docs/openai",
             "GROQ_API_KEY",
-            unsupported=_SAMPLING,
+            unsupported=(*_SAMPLING, "logprobs"),
             models=r"(groq/)?(?P<name>llama-[\d.]+-\d+b-(versatile|instant))",
         ),
         Provider(
@@ -180,6 +180,8 @@ PROVIDERS: Mapping[str, Provider] = MappingProxyType({
             "https://docs.together.ai/docs/openai-api-compatibility",
             "TOGETHER_API_KEY",
             fields=_fields(top_k="top_k", repetition_penalty="repetition_penalty"),
+            # Its replies have another format.
+            unsupported=("logprobs",),
             models=r"(together/)?(?P<name>.+-Instruct-Turbo(-Free)?)",
             other_names=("togetherai", "together-ai"),
         ),
@@ -215,6 +217,7 @@ PROVIDERS: Mapping[str, Provider] = MappingProxyType({
             "http://localhost:1234",
             "https://lmstudio.ai/docs/developer/openai-compat/chat-completions",
             start="To start one, run: lms server start",
+            unsupported=("logprobs",),
             is_strict=False,
             fields=_fields(top_k="top_k", repetition_penalty="repeat_penalty"),
             other_names=("lm-studio",),

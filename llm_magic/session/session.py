@@ -17,7 +17,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Iterator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, Unpack, cast
 
 from llm_magic.backends.thread_bridge import CHECK_S
@@ -50,8 +50,8 @@ from llm_magic.session.requests import (
 )
 from llm_magic.session.response import ChunkIterator, Pending, Response
 from llm_magic.session.usage import SessionUsage
-from llm_magic.text import visible_line
-from llm_magic.types import Chunk, Progress, Reply, Unloaded
+from llm_magic.text import replace_surrogates, visible_line
+from llm_magic.types import Chunk, Progress, Reply, Score, Unloaded
 
 if TYPE_CHECKING:
     from llm_magic.backends.base import Backend
@@ -86,7 +86,7 @@ _STOP_IN_PROGRAM = (
 # The magics and the panel use the others.
 _DOCUMENTED = {
     "agenerate", "amap", "astream", "chats", "close", "generate", "generation", "imap", "jobs", "last",
-    "last_mapped", "load", "map", "models", "reset", "settings", "status", "stream", "unload",
+    "last_mapped", "load", "map", "models", "reset", "score", "settings", "status", "stream", "unload",
     "unload_all", "usage", "use",
 }  # fmt: skip
 # Threads and connections of a parent process: never closed in the child.
@@ -617,8 +617,8 @@ class Session:
         Args:
             prompt: A string, or a list of messages such as ``{"role": "user", "content": "…"}``.
             about: The options of ``%%llm`` for this call: model, system, chat, trim, max_new_tokens,
-                temperature, top_p, top_k, repetition_penalty, seed, stop, and extra (other parameters of
-                the backend); and the type of the answer, whose value the reply has: schema, choice,
+                temperature, top_p, top_k, repetition_penalty, seed, stop, logprobs, and extra (other
+                parameters of the backend); and the type of the answer, whose value the reply has: schema, choice,
                 regex or grammar, and schema_by; or its structure, a `Structure`, which gives no value
                 and adds nothing to the prompt; see `AskOptions`.
 
@@ -661,6 +661,44 @@ class Session:
             async for chunk in chunks:
                 if chunk.has_content:
                     yield chunk
+
+    @held_back()
+    def score(
+        self,
+        prompt: Prompt,
+        continuations: Sequence[str],
+        *,
+        model: str | None = None,
+        system: str | None = None,
+        logprobs: int = 0,
+    ) -> tuple[Score, ...]:
+        """Return how probable each text is as the answer to a prompt, in the order of the texts.
+
+        The probabilities are those of the model's own distribution, of the tokens of each text; the end
+        of the answer is not counted. A local model reads the prompt once. Longer texts are less probable:
+        compare texts of different lengths by the mean over their tokens.
+
+        >>> best = max(llm.score("The capital of France is", ["Paris", "Rome"]), key=lambda s: s.logprob)
+
+        Args:
+            prompt: A string, or a list of messages, as for `generate`.
+            continuations: The texts.
+            model: The name of a loaded model. Default: the active one.
+            system: The system prompt. Default: the one of the session.
+            logprobs: How many of the likeliest tokens are reported at the place of each token.
+
+        Raises:
+            OptionError: The backend cannot score texts, or a text is empty.
+            PromptTooLong: The prompt and a text exceed the context of the model.
+        """
+        texts = _texts(continuations)
+        about: AskOptions = {"model": model, "system": system, "logprobs": logprobs}
+        requested = request(prompt, about)
+        self._loads.wait()
+        prepared = self._prepare(requested)
+        loaded = prepared.loaded_model
+        answer = loaded.backend.score(loaded.name, prepared.sent, prepared.config, texts)
+        return tuple(self._loop.run(answer))
 
     # -- a prompt for each row ----------------------------------------------------------------
 
@@ -894,6 +932,18 @@ class Session:
         return (
             f"<Session: {status.status}, {visible_line(status.active_model or 'nothing loaded')}>"
         )
+
+
+def _texts(continuations: Sequence[str]) -> list[str]:
+    """Return the texts to score; raises `OptionError` for what is no list of texts."""
+    if isinstance(continuations, str):
+        raise OptionError(
+            'The continuations are a list of texts: llm.score(PROMPT, ["Yes", "No"]).'
+        )
+    texts = list(continuations)
+    if not texts or not all(isinstance(text, str) and text for text in texts):
+        raise OptionError("llm.score needs a list of texts that are not empty.")
+    return [replace_surrogates(text) for text in texts]
 
 
 def _registered(

@@ -25,6 +25,7 @@ from llm_magic.backends.remote.base import SPELLINGS, check_fields, message_obje
 from llm_magic.backends.remote.chat_completions import EMPTY, ReplyReader
 from llm_magic.backends.remote.openai_compatible import OPTION_NAMES, OpenAICompatibleBackend
 from llm_magic.backends.remote.server_errors import parse_error
+from llm_magic.backends.remote.token_logprobs import requested
 from llm_magic.config.commands import command, option
 from llm_magic.config.option_spec import OptionSpec
 from llm_magic.config.settings import GenerationConfig, LoadConfig, ReadSettings
@@ -189,7 +190,8 @@ class LlamaCppBackend(Backend):
         loaded = self._find_loaded(name)
 
         def work(job: Job[None]) -> None:
-            _stream(loaded, self._body(loaded, messages, config), job.cancel, job.emit)
+            body = self._body(loaded, messages, config)
+            _stream(loaded, body, config.logprobs, job.cancel, job.emit)
 
         return self._inference.stream(work, partial(_explain, name), Chunk(queued=True))
 
@@ -197,7 +199,8 @@ class LlamaCppBackend(Backend):
         self, loaded: _LoadedModel, messages: Sequence[Message], config: GenerationConfig
     ) -> dict[str, Any]:
         """Return the body of a request."""
-        fields = {name: field for name, field in self.option_names.items() if name != "extra"}
+        names = {name: field for name, field in self.option_names.items() if name != "extra"}
+        fields = option_fields(names, config)
         return {
             "messages": message_objects([_as_text(loaded.control_token, m) for m in messages]),
             "stream_options": {"include_usage": True},
@@ -205,7 +208,8 @@ class LlamaCppBackend(Backend):
             "cache_prompt": self._settings().prefix_cache == "on",
             "repeat_last_n": loaded.engine.config.context,
             **_AS_TRANSFORMERS,
-            **option_fields(fields, config),
+            **fields,
+            **requested(fields),
             **_structure_fields(config.structure),
             **config.extra,
         }
@@ -333,11 +337,12 @@ def _as_text(control_token: re.Pattern[str] | None, message: Message) -> Message
 def _stream(
     loaded: _LoadedModel,
     body: dict[str, Any],
+    logprobs: int | None,
     cancel: threading.Event,
     emit: Callable[[Chunk], None],
 ) -> None:
     """Answer a request; raises `Cancelled` soon after `cancel` is set."""
-    reader = ReplyReader(partial(_error, loaded.info))
+    reader = ReplyReader(partial(_error, loaded.info), logprobs)
 
     def read(value: dict[str, Any]) -> None:
         if progress := _progress(value.get("prompt_progress")):

@@ -33,6 +33,7 @@ from llm_magic.types import (
     Message,
     ModelInfo,
     Progress,
+    Score,
     Structure,
     StructureKind,
     Unloaded,
@@ -63,6 +64,7 @@ class LocalTransformersBackend(Backend):
         local_token_counts=True,
         stop_strings=True,
         structures=frozenset(get_args(StructureKind)),
+        scores=True,
     )
     option_names = _OPTION_NAMES
     load_config = LocalLoadConfig
@@ -191,6 +193,25 @@ class LocalTransformersBackend(Backend):
             group=name if loaded.traits.can_batch else None,
             request=Request(messages, config),
         )
+
+    async def score(
+        self,
+        name: str,
+        messages: Sequence[Message],
+        config: GenerationConfig,
+        texts: Sequence[str],
+    ) -> list[Score]:
+        """Score on the inference thread: what is cached of the prompt is not read again."""
+        from llm_magic.backends.local.batch import batch
+        from llm_magic.backends.local.generation.sequence import Request
+
+        items = self.inference.stream(
+            lambda job: batch.score(self.local_model(name), job, texts),
+            partial(self._explain, name, self.local_model(name).info.device),
+            request=Request(messages, config),
+        )
+        async with contextlib.aclosing(items):
+            return [item async for item in items if isinstance(item, Score)]
 
     def _explain(self, name: str, device: str, error: BaseException) -> LLMMagicError:
         """Return the error for what ended an answer; frees the caches if memory ran out."""

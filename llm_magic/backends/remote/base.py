@@ -36,6 +36,7 @@ from llm_magic.backends.remote.retry import Retries, is_overload
 from llm_magic.backends.remote.server_errors import one_line
 from llm_magic.backends.remote.stream_decoders import MalformedStream, join_surrogates
 from llm_magic.backends.remote.structures import Fields, advise, response_format
+from llm_magic.backends.remote.token_logprobs import TOP
 from llm_magic.config.api_keys import ApiKeys
 from llm_magic.config.commands import command, option
 from llm_magic.config.option_spec import specs
@@ -98,6 +99,7 @@ SPELLINGS: Mapping[str, str] = MappingProxyType(
             ("max_tokens", "max_completion_tokens", "num_predict", "n_predict"), "max_new_tokens"
         ),
         "repeat_penalty": "repetition_penalty",
+        TOP: "logprobs",
     }
 )
 

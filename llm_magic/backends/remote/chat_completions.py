@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from llm_magic.backends.remote.stream_decoders import MalformedStream, parse_text, whole_number
+from llm_magic.backends.remote.token_logprobs import TokenReader
 from llm_magic.errors import LLMMagicError
 from llm_magic.types import Chunk, FinishReason, Usage
 
@@ -29,8 +30,12 @@ _MAX_AMOUNT = 1e18
 class ReplyReader:
     """Converts the objects of one reply to chunks; `to_error` converts an error object."""
 
-    def __init__(self, to_error: Callable[[dict[str, Any]], LLMMagicError]) -> None:
+    def __init__(
+        self, to_error: Callable[[dict[str, Any]], LLMMagicError], logprobs: int | None = None
+    ) -> None:
+        """`logprobs` is the option of the request."""
         self._to_error = to_error
+        self._tokens = TokenReader(logprobs)
         self._finish: FinishReason | None = None
         self._has_choices = self._has_text = False
         self._usage: Usage | None = None
@@ -63,15 +68,21 @@ class ReplyReader:
             raise MalformedStream("a chunk in an unknown format")
         text, reasoning = _split_content(part.get("content") or part.get("refusal"))
         reasoning = reasoning or _reasoning(part)
-        if not text and not reasoning:
+        logprobs = self._tokens.read(_inner(choice, "logprobs", "content"))
+        if not text and not reasoning and not logprobs:
             return EMPTY
-        self._has_text = True
-        return Chunk(text=text, reasoning=reasoning, time=time.perf_counter())
+        self._has_text = self._has_text or bool(text or reasoning)
+        return Chunk(text=text, reasoning=reasoning, time=time.perf_counter(), logprobs=logprobs)
 
     def read_whole(self, value: dict[str, Any]) -> Chunk:
         """Return the only chunk of a reply that is not streamed."""
         chunk = self.read(value)
-        return dataclasses.replace(self.last_chunk(), text=chunk.text, reasoning=chunk.reasoning)
+        return dataclasses.replace(
+            self.last_chunk(),
+            text=chunk.text,
+            reasoning=chunk.reasoning,
+            logprobs=chunk.logprobs,
+        )
 
     def last_chunk(self) -> Chunk:
         """Return the last chunk. A reply without a finish reason is truncated."""
@@ -91,8 +102,8 @@ class ReplyReader:
         )
 
 
-def _inner(usage: dict[str, Any], name: str, field: str) -> object:
-    details = usage.get(name)
+def _inner(value: dict[str, Any], name: str, field: str) -> object:
+    details = value.get(name)
     return details.get(field) if isinstance(details, dict) else None
 
 

@@ -30,6 +30,7 @@ from llm_magic.backends.remote.stream_decoders import (
     whole_number,
 )
 from llm_magic.backends.remote.structures import ollama_format
+from llm_magic.backends.remote.token_logprobs import TOP, TokenReader, requested
 from llm_magic.config.commands import command, option
 from llm_magic.config.option_spec import OptionSpec
 from llm_magic.config.server_address import ServerAddress
@@ -50,12 +51,11 @@ _OPTION_NAMES = MappingProxyType({
     "repetition_penalty": "repeat_penalty",
     "seed": "seed",
     "stop": "stop",
+    "logprobs": TOP,
     "extra": "options",
 })  # fmt: skip
 # Fields of a request next to `options`. All other fields of ``-p`` belong into `options`.
-_TOP_LEVEL_FIELDS = frozenset(
-    {"keep_alive", "format", "think", "logprobs", "top_logprobs", "truncate", "shift", "tools"}
-)
+_TOP_LEVEL_FIELDS = frozenset({"keep_alive", "format", "think", "truncate", "shift", "tools"})
 # Longer than the names of quantizations: `Q4_K_M`, `MXFP4`.
 _MAX_QUANTIZATION_LENGTH = 20
 _MAX_DIGEST_LENGTH = 100
@@ -276,6 +276,7 @@ class OllamaBackend(RemoteBackend):
     ) -> AsyncGenerator[Chunk, None]:
         server = remote.server
         body = self.body(remote, messages, config)
+        tokens = TokenReader(config.logprobs)
         last: Chunk | None = None
         is_reply = has_message = has_text = False
         async with server.stream("POST", f"{server.prefix}/api/chat", body) as answer:
@@ -285,10 +286,11 @@ class OllamaBackend(RemoteBackend):
                     raise server_errors.stream_error(server.address, server.key, value)
                 is_reply = is_reply or "message" in value or "done" in value
                 has_message = has_message or isinstance(value.get("message"), dict)
-                chunk = _chunk(value)
+                chunk = _chunk(value, tokens)
                 if chunk.text or chunk.reasoning:
                     has_text = True
                     answer.use_idle_limit()
+                if chunk.text or chunk.reasoning or chunk.logprobs:
                     yield chunk
                 if value.get("done"):
                     last = _last_chunk(value)
@@ -322,8 +324,9 @@ class OllamaBackend(RemoteBackend):
         self, remote: RemoteModel, messages: Sequence[Message], config: GenerationConfig
     ) -> dict[str, Any]:
         """Return the body of a request."""
-        top_level: dict[str, Any] = {}
         options = remote.option_fields(config)
+        top_level = requested(options)
+        options.pop(TOP, None)
         for name, value in config.extra.items():
             (top_level if name in _TOP_LEVEL_FIELDS else options)[name] = value
         return {
@@ -385,12 +388,13 @@ def _pull_progress(value: Mapping[str, Any]) -> Progress:
     return Progress(f"server: {stage}")
 
 
-def _chunk(value: dict[str, Any]) -> Chunk:
+def _chunk(value: dict[str, Any], tokens: TokenReader) -> Chunk:
     message = value.get("message") or {}
     if not isinstance(message, dict):
         raise MalformedStream("a chunk in an unknown format")
     text, reasoning = parse_text(message.get("content")), parse_text(message.get("thinking"))
-    return Chunk(text=text, reasoning=reasoning, time=time.perf_counter())
+    logprobs = tokens.read(value.get("logprobs"))
+    return Chunk(text=text, reasoning=reasoning, time=time.perf_counter(), logprobs=logprobs)
 
 
 def _last_chunk(value: Mapping[str, Any]) -> Chunk:

@@ -30,6 +30,7 @@ from llm_magic.backends.remote.stream_decoders import (
     whole_number,
 )
 from llm_magic.backends.remote.structures import llama_cpp_python, structured_outputs
+from llm_magic.backends.remote.token_logprobs import TOP, requested
 from llm_magic.config.commands import command, option
 from llm_magic.config.settings import GenerationConfig, LoadConfig
 from llm_magic.errors import (
@@ -54,6 +55,7 @@ OPTION_NAMES = {
     "repetition_penalty": UNSUPPORTED,
     "seed": "seed",
     "stop": "stop",
+    "logprobs": TOP,
     "extra": "the body of the request",
 }
 # How many requests a server processes at once, by the owner of its models. llama-cpp-python ("me")
@@ -259,7 +261,7 @@ class OpenAICompatibleBackend(RemoteBackend):
     ) -> AsyncGenerator[Chunk, None]:
         server = remote.server
         to_error = partial(server_errors.stream_error, server.address, server.key)
-        reader, has_events = ReplyReader(to_error), False
+        reader, has_events = ReplyReader(to_error, config.logprobs), False
         body = self.body(remote, messages, config)
         async with server.stream("POST", f"{server.prefix}/chat/completions", body) as answer:
             if answer.content_type == "application/json":
@@ -300,7 +302,8 @@ class OpenAICompatibleBackend(RemoteBackend):
             "stream": True,
             "stream_options": {"include_usage": True},
         }
-        body |= remote.option_fields(config) | self._structure_fields(remote, config.structure)
+        fields = remote.option_fields(config)
+        body |= fields | requested(fields) | self._structure_fields(remote, config.structure)
         for field in remote.unsupported - self._requested_fields(remote, config):
             body.pop(field, None)
         return {**body, **config.extra}
@@ -346,7 +349,9 @@ class InstructLabBackend(OpenAICompatibleBackend):
 
     name = "instructlab"
     option_names = MappingProxyType(
-        OPTION_NAMES | {"top_k": "top_k", "repetition_penalty": "repeat_penalty"}
+        OPTION_NAMES
+        # llama-cpp-python reports them only for models that it has loaded in a certain way.
+        | {"top_k": "top_k", "repetition_penalty": "repeat_penalty", "logprobs": UNSUPPORTED}
     )
     start = "To start one, run: ilab model serve"
     # llama-cpp-python aborts its answer when another request arrives.

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from llm_magic.errors import InvalidReply
-from llm_magic.notebook.display import markdown
+from llm_magic.notebook.display import markdown, token_shades
 from llm_magic.notebook.display.live_output import (
     MUTED,
     PERIOD_S,
@@ -36,6 +36,7 @@ from llm_magic.notebook.display.messages import (
     outside_json_line,
     reasoning_line,
     shown_name,
+    shown_tokens,
 )
 from llm_magic.notebook.display.value_tables import value_table
 from llm_magic.text import VisibleStream, around_json, replace_surrogates, sentence
@@ -144,7 +145,7 @@ class RichView:
         self._html: Callable[[str], str] = markdown.IncrementalMarkdown().render
         if form == "value":
             self._html = self._value_html
-        elif form in {"text", "json"}:
+        elif form in {"text", "json", "tokens"}:
             self._html = functools.partial(answer_html, form=form)
         self._began = time.monotonic()
         # The revision of the response that is shown.
@@ -213,9 +214,23 @@ class RichView:
         text, lines = _whole(self._response, self._form, self._show_footer, context)
         body = reasoning_html(self._response.reasoning) if self._response.has_reasoning else ""
         notes = ending_notes(self._response)
-        body += self._html(text) + (noticed(*notes) if notes else "") + "".join(map(muted, lines))
+        body += (
+            self._answer_html(text)
+            + (noticed(*notes) if notes else "")
+            + "".join(map(muted, lines))
+        )
         self._area.show("\n\n".join([text, *notes, *lines]), body)
         self._has_words = True
+
+    def _answer_html(self, text: str) -> str:
+        """Return the complete answer, with its tokens where their probabilities were requested."""
+        response = self._response
+        tokens = shown_tokens(response)
+        if not tokens or not (self._form == "tokens" or response.prepared.request.answer_type):
+            return self._html(text)
+        shades = token_shades.shaded(tokens, response.text.strip())
+        # Below a value, which is a table.
+        return shades if shades and self._form == "tokens" else self._html(text) + shades
 
     def clear(self) -> None:
         """Clear the line that showed the wait, where there is no answer."""
@@ -258,7 +273,7 @@ def reasoning_html(reasoning: str) -> str:
 
 def answer_html(text: str, form: str) -> str:
     """Return model text as HTML that can run no script and fetches nothing."""
-    if form == "text" or (form == "json" and text[:1] not in {"{", "["}):
+    if form in {"text", "tokens"} or (form == "json" and text[:1] not in {"{", "["}):
         # The highlighting of JSON shows each letter of another text as an error.
         return markdown.escape_pre(text)
     if form == "json":
@@ -295,10 +310,11 @@ def view(
 
 
 def form_of(response: Response, values: Mapping[str, Any]) -> str:
-    """Return the form in which an answer is shown: that of ``-f``, or the one of its type."""
+    """Return the form in which an answer is shown: that of ``-f``, or the one of its options."""
     answer_type = response.prepared.request.answer_type
     if answer_type is None:
-        return values["format"] or "markdown"
+        is_shaded = response.prepared.config.logprobs is not None
+        return values["format"] or ("tokens" if is_shaded else "markdown")
     return "text" if answer_type.structure.kind in {"regex", "grammar"} else "value"
 
 

@@ -188,9 +188,14 @@ def render_code(code: str, language: str = "") -> str:
 
 def escape_pre(text: str) -> str:
     """Return plain text unchanged, in a block that wraps long lines."""
+    return preformatted(escape_text(replace_surrogates(text)))
+
+
+def preformatted(html: str) -> str:
+    """Return HTML of a text in a block that keeps its line breaks, and wraps long lines."""
     # HTML drops a newline right after the tag: this one, not the first of the text.
-    html = one_block(f"\n{escape_text(replace_surrogates(text))}")
-    return f'<pre style="{_TEXT_STYLE}">{html}</pre>\n'
+    block = one_block(f"\n{html}")
+    return f'<pre style="{_TEXT_STYLE}">{block}</pre>\n'
 
 
 def collapsed(summary: str, text: str) -> str:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from llm_magic.session.chats import Chat, Context
     from llm_magic.session.requests import DryRun
     from llm_magic.session.usage import ModelUsage, SessionUsage
+    from llm_magic.types import TokenLogprob
 
 _MAX_HOLDERS = 3  # in the line of an unload
 _MAX_NAME = 200  # characters of a model name in a line or a table
@@ -89,7 +90,12 @@ def incomplete_label(
 
 def ending_notes(response: Response, retry: str = _RETRY) -> list[str]:
     """Return how an answer ended and how to `retry`, and what its chat lacked."""
-    notes = [early_end(response, retry), _empty_answer(response), _unchecked(response)]
+    notes = [
+        early_end(response, retry),
+        _empty_answer(response),
+        _unchecked(response),
+        _without_probabilities(response),
+    ]
     context = response.prepared.context
     if context is not None and response.turns_before:
         keys = {turn.key for turn in context.turns}
@@ -109,6 +115,26 @@ def _unchecked(response: Response) -> str:
     ):
         return ""
     return "Only that the answer is JSON was checked. A class, such as a pydantic model, checks its fields."
+
+
+def shown_tokens(response: Response) -> tuple[TokenLogprob, ...]:
+    """Return the tokens of an answer that has ended, if their probabilities were requested."""
+    is_requested = response.reply is not None and response.prepared.config.logprobs is not None
+    return response.reply.tokens if response.reply is not None and is_requested else ()
+
+
+def _without_probabilities(response: Response) -> str:
+    """Return that the requested probabilities of tokens cannot be shown, or an empty string."""
+    if response.prepared.config.logprobs is None or not response.has_text or response.failure:
+        return ""
+    tokens, name = shown_tokens(response), shown_name(response.model)
+    if not tokens:
+        return f"{name} sent no token probabilities."
+    if "".join(token.text for token in tokens) == response.text:
+        return ""
+    return (
+        f"The tokens that {name} sent do not make up the answer, so they are only in reply.tokens."
+    )
 
 
 def _without_turn(turn: Response, context: Context, sent: Collection[str]) -> str:

@@ -176,7 +176,9 @@ def _row(line: bytes) -> tuple[bytes, Outcome] | None:
 def _tokens(entries: list[Any]) -> tuple[TokenLogprob, ...]:
     return tuple(
         TokenLogprob(
-            _text(text), float(logprob), tuple((_text(one), float(its)) for one, its in alternatives)
+            _text(text),
+            float(logprob),
+            tuple((_text(one), float(its)) for one, its in alternatives),
         )
         for text, logprob, alternatives in entries
     )

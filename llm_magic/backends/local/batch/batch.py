@@ -12,6 +12,8 @@ ends with its error. The others go on.
 from __future__ import annotations
 
 import contextlib
+from collections import abc
+from collections.abc import Iterator
 
 import torch
 
@@ -28,9 +30,7 @@ def answer(loaded: LocalModel, job: Job[None]) -> None:
 
     Raises `Cancelled` soon after the flag of the job is set, if it is the only one.
     """
-    with process_lock(job.cancel), torch.inference_mode(), contextlib.ExitStack() as stack:
-        if loaded.model.device.type == "cpu":
-            stack.enter_context(openmp.throttle_beside_others())
+    with _computing(loaded, job):
         sequence = Sequence.start(loaded, job)
         if generate.answer(loaded, sequence):
             return
@@ -44,3 +44,19 @@ def answer(loaded: LocalModel, job: Job[None]) -> None:
             last.fail(error)
         else:
             last.job.finish(None)
+
+
+def score(loaded: LocalModel, job: Job[None], texts: abc.Sequence[str]) -> None:
+    """Emit how probable each text is as the answer to the request of a job."""
+    with _computing(loaded, job):
+        for found in generate.score(loaded, Sequence.start(loaded, job), texts):
+            job.emit(found)
+
+
+@contextlib.contextmanager
+def _computing(loaded: LocalModel, job: Job[None]) -> Iterator[None]:
+    """Wait until no other session computes, and leave time to others that use the CPU."""
+    with process_lock(job.cancel), torch.inference_mode(), contextlib.ExitStack() as stack:
+        if loaded.model.device.type == "cpu":
+            stack.enter_context(openmp.throttle_beside_others())
+        yield

@@ -8,7 +8,9 @@ and `batch` answers both together.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections import abc
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -19,21 +21,28 @@ from llm_magic.backends.local.generation import parameters
 from llm_magic.backends.local.generation.choice import Labels, read_separately
 from llm_magic.backends.local.generation.constraint import Constraint
 from llm_magic.backends.local.generation.cuda_graph import StaticStep, TokenReader
-from llm_magic.backends.local.generation.distribution import Distribution
+from llm_magic.backends.local.generation.distribution import Distribution, TokenScores
 from llm_magic.backends.local.generation.model_runner import ModelRunner
 from llm_magic.backends.local.generation.parameters import GenerateInputs
 from llm_magic.backends.local.generation.sequence import Sequence
 from llm_magic.backends.local.generation.speculative import drafter
-from llm_magic.backends.local.generation.token_streamer import GenerateStreamer, StopStringReached
+from llm_magic.backends.local.generation.token_streamer import (
+    GenerateStreamer,
+    StopStringReached,
+    TokenTexts,
+)
 from llm_magic.backends.local.local_model import LocalModel
 from llm_magic.backends.local.worker import Cancelled
 from llm_magic.config.commands import option
 from llm_magic.errors import OptionError
-from llm_magic.types import FinishReason
+from llm_magic.types import FinishReason, Score
 
 # Attention that takes a mask with 4 dimensions and a value for each pair of tokens.
 _MASKED_ATTENTION = {"sdpa", "eager"}
 _NO_STRUCTURE = "{name} cannot be held to a structure: {reason}. Ask for it in the prompt."
+_NO_SCORES = "{name} cannot score texts: {reason}."
+# Of the texts that are scored in one forward pass.
+_MAX_SCORED = 512
 _NO_LOGPROBS = "{name} reports no probabilities of tokens: {reason}. Remove {option}."
 
 
@@ -92,34 +101,78 @@ def _unavailable(loaded: LocalModel, what: str) -> OptionError:
 def _choose(loaded: LocalModel, sequence: Sequence, labels: Labels) -> None:
     """Answer a sequence with the likeliest label, whatever the temperature; after its reasoning."""
     sequence.job.accepts = False
-    first, others = _read_labels(loaded, sequence, labels)
+    if loaded.traits.fallback_reason is not None:
+        raise _unavailable(loaded, _NO_STRUCTURE)
+    first, others = _read_after(loaded, sequence, labels.read)
     if sequence.in_reasoning or loaded.grammars.opens_reasoning(int(first.argmax())):
         _answer(loaded, torch.tensor([sequence.ids], device=loaded.model.device), sequence)
         reason = _finish_reason(sequence)
         if reason != "stop":
             sequence.finish(reason)
             return
-        first, others = _read_labels(loaded, sequence, labels)
+        first, others = _read_after(loaded, sequence, labels.read)
         token = int(first.argmax())
         if str(loaded.tokenizer.decode([token])).isspace():
             # What this model writes between its reasoning and its answer.
             sequence.ids.append(token)
-            first, others = _read_labels(loaded, sequence, labels)
+            first, others = _read_after(loaded, sequence, labels.read)
     sequence.choose(labels, first, others)
 
 
-def _read_labels(
-    loaded: LocalModel, sequence: Sequence, labels: Labels
+def _read_after(
+    loaded: LocalModel, sequence: Sequence, continuations: abc.Sequence[abc.Sequence[int]]
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """Return the logits after the text of a sequence, and after the tokens of each label."""
-    if loaded.traits.fallback_reason is not None:
-        raise _unavailable(loaded, _NO_STRUCTURE)
+    """Return the logits after the text of a sequence, and after the tokens of each continuation."""
     ids, logits = torch.tensor([sequence.ids], device=loaded.model.device), None
     if loaded.traits.can_batch:
         inputs = parameters.prepare(loaded.model, ids, sequence.options)
         sequence.inputs = inputs
-        logits = DecodingLoop(loaded, ids, inputs, sequence).read_side_by_side(labels.read)
-    return logits or read_separately(loaded.model, ids, labels.read)
+        logits = DecodingLoop(loaded, ids, inputs, sequence).read_side_by_side(continuations)
+    return logits or read_separately(loaded.model, ids, continuations)
+
+
+def score(loaded: LocalModel, sequence: Sequence, texts: abc.Sequence[str]) -> Iterator[Score]:
+    """Yield how probable each text is after the prompt of a sequence, in the order of the texts."""
+    if loaded.traits.fallback_reason is not None:
+        raise _unavailable(loaded, _NO_SCORES)
+    tokens = [list(loaded.tokenizer(one, add_special_tokens=False).input_ids) for one in texts]
+    sequence.check_length(loaded, max(map(len, tokens)))
+    described = TokenTexts(loaded.tokenizer, loaded.token_texts).of_text
+    for group in _groups(tokens):
+        found = _group_scores(loaded, sequence, [tokens[number] for number in group])
+        for number, scores in zip(group, found, strict=True):
+            logprob = math.fsum(each.logprob for each in scores)
+            yield Score(texts[number], logprob, described(tokens[number], scores))
+
+
+def _groups(tokens: abc.Sequence[abc.Sequence[int]]) -> Iterator[list[int]]:
+    """Yield the numbers of the texts that are read together: the logits of all their tokens take memory."""
+    group: list[int] = []
+    size = 0
+    for number, one in enumerate(tokens):
+        if group and size + len(one) > _MAX_SCORED:
+            yield group
+            group, size = [], 0
+        group.append(number)
+        size += len(one)
+    yield group
+
+
+def _group_scores(
+    loaded: LocalModel, sequence: Sequence, group: abc.Sequence[list[int]]
+) -> list[list[TokenScores]]:
+    """Return the scores of the tokens of each text; one that is too long is read in parts."""
+    prompt, scores = sequence.ids, list[list[TokenScores]]([] for _ in group)
+    for start in range(0, max(map(len, group)), _MAX_SCORED):
+        parts = [tokens[start : start + _MAX_SCORED] for tokens in group]
+        # Only a text that is alone has several parts.
+        sequence.ids = prompt + group[0][:start]
+        first, others = _read_after(loaded, sequence, [part[:-1] for part in parts])
+        for part, rows, found in zip(parts, others, scores, strict=True):
+            logits = torch.cat([first[None], rows])
+            found += Distribution(logits, sequence.alternatives or 0).scores(part)
+    sequence.ids = prompt
+    return scores
 
 
 def _finish_reason(sequence: Sequence) -> FinishReason:
@@ -151,7 +204,7 @@ class DecodingLoop:
         # Only the usual kind of cache can serve other prompts, and those of fixed shape.
         self._is_plain = type(cache) is DynamicCache and not cache.offloading
         can_share = self._is_plain and loaded.traits.can_batch and inputs.shared() is not None
-        can_share = can_share and sequence.labels is None
+        can_share = can_share and sequence.labels is None and self._job.group is not None
         self._job.accepts = can_share
         sequence.start_clock()
 

@@ -89,9 +89,12 @@ class Sequence:
         self.constraint = grammars.reasoning(in_reasoning=in_reasoning)
         self.in_reasoning = in_reasoning
         self.labels = Labels.encode(structure.labels, loaded.tokenizer, sorted(self.eos_token_ids))
-        context, longest = loaded.info.context_length, max(map(len, self.labels.tokens))
-        if context is not None and self.prompt_tokens + longest > context:
-            needed = self.prompt_tokens + longest
+        self.check_length(loaded, max(map(len, self.labels.tokens)))
+
+    def check_length(self, loaded: LocalModel, tokens: int) -> None:
+        """Raise `PromptTooLong` if the context has no space for the prompt and so many tokens after it."""
+        context, needed = loaded.info.context_length, self.prompt_tokens + tokens
+        if context is not None and needed > context:
             raise PromptTooLong.measured(loaded.info.name, needed, context)
 
     @property

@@ -61,16 +61,19 @@ class TokenStreamer:
         self.last_token = token
         self.token_count += 1
         text = self._detokenizer.step(token)
-        if self._tokens is not None and scores is not None:
-            # A special token is none of the text, but for those around reasoning.
-            if text or token not in self._texts.special:
-                self._tokens.add(self._texts.described(text, scores))
+        if scores is not None:
+            self._add(token, text, scores)
         if self._stop is not None:
             text = self._stop.feed(text)
             self.stop_reached = self._stop.reached
         now = time.perf_counter()
         self._emit(Chunk(text=text, tokens=1, time=now, logprobs=self._shown(text)))
         return now
+
+    def _add(self, token: int, text: str, scores: TokenScores) -> None:
+        # A special token is no part of the text, but for the tags of the reasoning.
+        if self._tokens is not None and (text or token not in self._texts.special):
+            self._tokens.add(self._texts.described(text, scores))
 
     def _shown(self, text: str) -> tuple[TokenLogprob, ...]:
         """Return the tokens of the next part of the answer, if their probabilities are requested."""
