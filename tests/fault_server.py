@@ -64,7 +64,11 @@ class FaultServer(HttpServer):
             return json_answer(200, _completion(model, reply, finish, prompt_tokens))
         has_usage = (body.get("stream_options") or {}).get("include_usage")
         return sse_words(
-            *reply, finish=finish, model=model, prompt_tokens=prompt_tokens if has_usage else None
+            *reply,
+            finish=finish,
+            model=model,
+            prompt_tokens=prompt_tokens if has_usage else None,
+            logprobs=body.get("top_logprobs", 0) if body.get("logprobs") else None,
         )
 
 

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from tests.ollama_models import RefusedError, Runner, stamp
+from tests.wire import token_entry
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class OllamaRequest:
     options: Mapping[str, Any] = field(default_factory=dict)
     thinks: bool = False
     truncate: bool = True
+    logprobs: int | None = None
     began: int = field(default_factory=time.monotonic_ns)
 
 
@@ -97,7 +99,11 @@ def tokens(text: str) -> list[str]:
 def chat_object(request: OllamaRequest, parts: Mapping[str, str]) -> dict[str, Any]:
     """Return one object of `/api/chat`, as it is before the last one."""
     message = {"role": "assistant", "content": "", **parts}
-    return {**_start(request), "message": message, "done": False}
+    # Version 0.12.11 and newer.
+    has_tokens = request.logprobs is not None and bool(parts)
+    entries = [token_entry(text, request.logprobs or 0) for text in parts.values()]
+    logprobs = {"logprobs": entries} if has_tokens else {}
+    return {**_start(request), "message": message, **logprobs, "done": False}
 
 
 def generate_object(request: OllamaRequest, parts: Mapping[str, str]) -> dict[str, Any]:

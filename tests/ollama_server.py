@@ -183,6 +183,7 @@ class OllamaServer(HttpServer):
         question = replace(
             question, messages=messages, options=options(body), thinks=thinks(body, model),
             truncate=body.get("truncate") is not False,
+            logprobs=body.get("top_logprobs", 0) if body.get("logprobs") else None,
         )  # fmt: skip
         yield from self._load(model, runner(body, question.options, model), stays)
         if not messages:

@@ -22,9 +22,11 @@ from tests.http_server import HttpServer
 from tests.wire import Step, error_answer, json_answer, sse_words
 
 KEY = "sk-provider-5c1d77e09ab3"
+_LOGPROBS = " logprobs top_logprobs"
 _OPENAI = (
     "model messages max_tokens max_completion_tokens temperature top_p stop stream stream_options seed n"
     " user response_format tools tool_choice presence_penalty frequency_penalty reasoning_effort"
+    f"{_LOGPROBS}"
 )
 Refuse = Callable[[str], list[Step]]
 
@@ -116,7 +118,7 @@ APIS: Mapping[str, Api] = {
         _mistral_extra,
     ),
     "groq": Api(
-        {"llama-test": {"context_window": 8192}}, _OPENAI,
+        {"llama-test": {"context_window": 8192}}, _OPENAI.removesuffix(_LOGPROBS),
         error_answer(401, "Invalid API Key", "invalid_api_key"),
         lambda m: error_answer(404, _COMMON_404.format(m), "model_not_found"),
         _openai_style("property '{field}' is unsupported"),
@@ -127,6 +129,7 @@ APIS: Mapping[str, Api] = {
                 "context_length": 4096,
                 "supported_parameters": [
                     "max_tokens", "temperature", "top_p", "seed", "stop", "repetition_penalty",
+                    "logprobs", "top_logprobs",
                 ],
             },
         },
@@ -135,13 +138,14 @@ APIS: Mapping[str, Api] = {
         lambda m: json_answer(400, {"error": {"message": f"{m} is not a valid model ID", "code": 400}}),
     ),
     "together": Api(
-        {"org/Test-Instruct-Turbo": {}}, f"{_OPENAI} top_k repetition_penalty min_p",
+        {"org/Test-Instruct-Turbo": {}}, f"{_OPENAI.removesuffix(_LOGPROBS)} top_k repetition_penalty min_p",
         error_answer(401, "Invalid API key provided", "invalid_api_key"),
         lambda m: error_answer(404, f"Unable to access model {m}.", "model_not_available"),
     ),
     "deepseek": Api(
         {"deepseek-chat": {}},
-        "model messages max_tokens temperature top_p stop stream stream_options response_format thinking",
+        "model messages max_tokens temperature top_p stop stream stream_options response_format thinking"
+        f"{_LOGPROBS}",
         error_answer(401, "Authentication Fails, Your api key: ****wrng is invalid"),
         lambda _m: error_answer(400, "Model Not Exist"),
     ),
@@ -152,7 +156,7 @@ APIS: Mapping[str, Api] = {
         lambda field: _xai(f"Argument not supported on this model: {field}"),
     ),
     "lmstudio": Api(
-        {"local-test": {}}, f"{_OPENAI} top_k repeat_penalty logit_bias", [],
+        {"local-test": {}}, f"{_OPENAI.removesuffix(_LOGPROBS)} top_k repeat_penalty logit_bias", [],
         lambda m: error_answer(404, f'Model "{m}" not found'),
     ),
     "llamacpp-server": Api(
@@ -237,7 +241,7 @@ class ProviderServer(HttpServer):
         limit = body["max_tokens"]
         return sse_words(
             *pieces[:limit], finish="length" if limit < len(pieces) else "stop", model=body["model"],
-            prompt_tokens=len(pieces),
+            prompt_tokens=len(pieces), logprobs=body.get("top_logprobs"),
         )  # fmt: skip
 
 

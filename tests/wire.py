@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import threading
 import zlib
 from collections.abc import Callable, Iterable, Mapping
@@ -134,6 +135,18 @@ def delta(
     return {**_completion(model), "choices": [choice]}
 
 
+def token_entry(text: str, alternatives: int) -> dict[str, Any]:
+    """Return a token with its probability, 1/2, and alternatives with 1/2, 1/4 and so on."""
+
+    def entry(token: str, halves: int) -> dict[str, Any]:
+        # As OpenAI writes one: half of a pair is no text of its own.
+        data = list(token.encode("utf-8", "surrogatepass"))
+        return {"token": token, "bytes": data, "logprob": halves * math.log(0.5)}
+
+    others = [entry(text if n == 1 else f" other{n}", n) for n in range(1, alternatives + 1)]
+    return {**entry(text, 1), "top_logprobs": others}
+
+
 def usage(prompt: int, completion: int, model: str = "tiny") -> dict[str, Any]:
     """Return the chunk after the last one, with the counts of tokens and without choices."""
     return {**_completion(model), "choices": [], "usage": counts(prompt, completion)}
@@ -154,9 +167,17 @@ def sse_words(
     prompt_tokens: int | None = None,
     model: str = "tiny",
     done: bool = True,
+    logprobs: int | None = None,
 ) -> list[Step]:
-    """Return a whole streamed chat completion; with counts where `prompt_tokens` is given."""
-    chunks = [delta("", role="assistant", model=model), *(delta(t, model=model) for t in texts)]
+    """Return a whole streamed chat completion; with counts where `prompt_tokens` is given.
+
+    With `logprobs`, each text is a token with so many alternatives.
+    """
+    words = [delta(text, model=model) for text in texts]
+    if logprobs is not None:
+        for word, text in zip(words, texts, strict=True):
+            word["choices"][0]["logprobs"] = {"content": [token_entry(text, logprobs)]}
+    chunks = [delta("", role="assistant", model=model), *words]
     if finish is not None:
         chunks.append(delta(finish=finish, model=model))
     if prompt_tokens is not None:

@@ -30,6 +30,7 @@ RANGES: dict[str, tuple[list[Any], list[Any], str]] = {
     "top_k": ([1, "40"], [0, "-3", 2.5], "1 or more"),
     "repetition_penalty": ([1, 1.15, "2"], [0.99, "no", math.inf, "nan"], "1 or more"),
     "seed": ([0, 2**32 - 1, "7"], [-1, 2**32, "x", 0.5], "0 to 4294967295"),
+    "logprobs": ([0, 20, "5"], [-1, 21, "x", 0.5], "0 to 20"),
 }
 
 

@@ -16,6 +16,7 @@ from tests.ollama_server import OllamaServer
 from tests.remote_sessions import questions, session_on
 
 COMMON = {"max_tokens": 9, "temperature": 0.2, "top_p": 0.8, "seed": 11, "stop": ["END", "\n"]}
+LOGPROBS = {"logprobs": True, "top_logprobs": 3}
 
 
 def sent(server: HttpServer) -> dict[str, Any]:
@@ -40,9 +41,9 @@ USAGE = {"stream_options": {"include_usage": True}}
 @pytest.mark.parametrize(
     ("backend", "options"),
     [
-        ("vllm", {**COMMON, "top_k": 7, "repetition_penalty": 1.3}),
+        ("vllm", {**COMMON, **LOGPROBS, "top_k": 7, "repetition_penalty": 1.3}),
         ("instructlab", {**COMMON, "top_k": 7, "repeat_penalty": 1.3}),
-        ("openai", COMMON),
+        ("openai", COMMON | LOGPROBS),
     ],
 )
 def test_options_are_sent_under_names_of_server(
@@ -77,6 +78,7 @@ def test_ollama_options_are_in_separate_object() -> None:
             "seed": 11, "stop": ["END", "\n"],
         },
         "truncate": False,
+        **LOGPROBS,
     }  # fmt: skip
 
 
@@ -174,10 +176,10 @@ def test_other_parameters_are_sent(server: FaultServer, backend: str) -> None:
 
 
 def test_json_in_line_is_sent(server: FaultServer) -> None:
-    line = '-p response_format={"type": "json_object"} -p user="5" -p logprobs=true'
+    line = '-p response_format={"type": "json_object"} -p user="5" -p store=true'
     body = requested(server, "openai", **parser.parse("llm", line).options)
     assert body["response_format"] == {"type": "json_object"}
-    assert (body["user"], body["logprobs"]) == ("5", True)
+    assert (body["user"], body["store"]) == ("5", True)
 
 
 def _nested() -> list[Any]:
@@ -200,7 +202,7 @@ def test_extra_that_is_not_json_raises_before_request(backend: str, value: objec
 
 
 def test_ollama_top_level_fields_are_separate() -> None:
-    beside = {"keep_alive": "5m", "format": "json", "think": False, "logprobs": True}
+    beside = {"keep_alive": "5m", "format": "json", "think": False, "shift": True}
     inside = {"num_ctx": 8192, "mirostat": 2, "min_p": 0.1}
     with OllamaServer() as server:
         body = requested(server, "ollama", extra={**beside, **inside, "truncate": True})

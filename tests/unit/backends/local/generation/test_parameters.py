@@ -13,8 +13,8 @@ from llm_magic.config.settings import GenerationConfig
 from tests.generation_options import EVERY
 from tests.tiny_models import tiny_llama
 
-# Applied around `generate`: one sets the generators, the other ends the stream.
-APPLIED_ELSEWHERE = {"seed", "stop"}
+# Applied around `generate`: they set the generators, end the stream, and read the logits.
+APPLIED_ELSEWHERE = {"seed", "stop", "logprobs"}
 
 
 @pytest.fixture(scope="module")
