@@ -692,12 +692,11 @@ class Session:
             PromptTooLong: The prompt and a text exceed the context of the model.
         """
         texts = _texts(continuations)
-        about: AskOptions = {"model": model, "system": system, "logprobs": logprobs}
-        requested = request(prompt, about)
+        requested = request(prompt, {"model": model, "system": system})
         self._loads.wait()
         prepared = self._prepare(requested)
-        loaded = prepared.loaded_model
-        answer = loaded.backend.score(loaded.name, prepared.sent, prepared.config, texts)
+        config, loaded = prepared.config.replace(logprobs=logprobs), prepared.loaded_model
+        answer = loaded.backend.score(loaded.name, prepared.sent, config, texts)
         return tuple(self._loop.run(answer))
 
     # -- a prompt for each row ----------------------------------------------------------------

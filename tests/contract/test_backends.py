@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from typing import Any
 
 import pytest
 
@@ -125,6 +126,51 @@ def test_invalid_option_raises_before_request(under: Under) -> None:
         under.session.generate("hi", extra={"temperature": 1})
     if under.server is not None:
         assert len(under.server.requests_to(under.chat)) == before
+
+
+@every
+def test_tokens_of_a_reply_make_up_its_text_or_are_refused(under: Under) -> None:
+    under.load()
+    about: dict[str, Any] = {**under.greedy, "max_new_tokens": 12, "logprobs": 2}
+    if under.name in {"instructlab", "echo"}:
+        with pytest.raises(
+            OptionError, match=rf"^{under.name} does not support --logprobs\. Remove"
+        ):
+            under.session.generate(QUESTION, **about)
+        return
+    reply = under.session.generate(QUESTION, **about)
+    assert reply
+    assert "".join(token.text for token in reply.tokens) == reply
+    for token in reply.tokens:
+        assert token.logprob <= 0
+        assert len(token.alternatives) == 2
+        assert token.alternatives[0][1] >= token.alternatives[1][1]
+    # The first token is the likeliest one, also where the temperature allows others.
+    if under.name in {"local", "llamacpp"}:
+        hot: dict[str, Any] = {
+            "temperature": 1.5,
+            "seed": 3,
+            "repetition_penalty": 1.9,
+            "logprobs": 2,
+        }
+        other = under.session.generate(QUESTION, max_new_tokens=2, **hot)
+        expected = [logprob for _, logprob in reply.tokens[0].alternatives]
+        found = [logprob for _, logprob in other.tokens[0].alternatives]
+        assert found == pytest.approx(expected, abs=0.02), "not of the raw distribution"
+
+
+@every
+def test_texts_are_scored_or_refused(under: Under) -> None:
+    under.load()
+    if under.name != "local":
+        with pytest.raises(
+            OptionError, match=rf"^{under.name} cannot score given texts\. Load a local"
+        ):
+            under.session.score(QUESTION, ["a", "b"])
+        return
+    likely, other = under.session.score(QUESTION, ["abc", "fed"])
+    assert likely.logprob > other.logprob
+    assert [token.text for token in likely.tokens] == ["a", "b", "c"]
 
 
 @every

@@ -12,15 +12,14 @@ from collections.abc import Iterator, Sequence
 
 from llm_magic.notebook.display import markdown
 from llm_magic.notebook.display.live_output import MUTED
-from llm_magic.notebook.display.messages import shortened
 from llm_magic.notebook.display.tables import NO_MATH, escape_text
-from llm_magic.text import counted, escape, replace_surrogates, visible
+from llm_magic.text import escape, replace_surrogates, visible
 from llm_magic.types import TokenLogprob, tokens_of
 
 # A token that is less likely than this has the color.
 _SHADES = ((0.1, "#f808"), (0.3, "#f806"), (0.6, "#f804"), (0.9, "#f802"))
 # What a token may take besides its text, on average: fewer alternatives are shown where they are long.
-_BYTES_A_TOKEN = 72
+_BYTES_A_TOKEN, _LEAST_BYTES = 72, 10_000
 _MAX_TOKENS = 5000  # that are shaded
 _LISTED, _LISTED_CHARACTERS = 8, 40
 # Smaller shares have a decimal, and those below the second number are shown as 0%.
@@ -41,7 +40,8 @@ def shaded(tokens: Sequence[TokenLogprob], text: str) -> str:
 
 def _alternatives_that_fit(tokens: Sequence[TokenLogprob]) -> int:
     """Return how many alternatives of each token the size of the page allows."""
-    left = _BYTES_A_TOKEN * len(tokens) - sum(_size(_span(t, 0)) - _size(t.text) for t in tokens)
+    allowed = max(_BYTES_A_TOKEN * len(tokens), _LEAST_BYTES)
+    left = allowed - sum(_size(_span(t, 0)) - _size(t.text) for t in tokens)
     most = max(len(token.alternatives) for token in tokens)
     for count in range(most):
         left -= sum(_size(line) for token in tokens for line in _lines(token, count, count + 1))
@@ -86,7 +86,7 @@ def _least_likely(tokens: Sequence[TokenLogprob]) -> str:
         return ""
     listed = sorted(unlikely, key=lambda token: token.logprob)[:_LISTED]
     lines = "\n".join(map(_line, listed))
-    return markdown.collapsed(f"The {counted(len(listed), 'least likely token')}", lines)
+    return markdown.collapsed("The least likely tokens", lines)
 
 
 def _line(token: TokenLogprob) -> str:
@@ -105,7 +105,9 @@ def _percent(share: float) -> str:
 
 
 def _quoted(text: str) -> str:
-    return f'"{shortened(_in_line(text), _LISTED_CHARACTERS)}"'
+    line = _in_line(text)
+    cut = "…" if len(line) > _LISTED_CHARACTERS else ""
+    return f"“{line[:_LISTED_CHARACTERS]}{cut}”"
 
 
 def _text(text: str) -> str:
