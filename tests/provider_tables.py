@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from llm_magic.backends.base import Backend
 from llm_magic.backends.registry import backend_class
 from llm_magic.backends.remote.base import RemoteBackend
+from llm_magic.backends.remote.token_logprobs import TOP, requested
 from llm_magic.config.providers import PROVIDERS, Provider
 from llm_magic.config.settings import GenerationOptions
 from llm_magic.types import Structure
@@ -97,6 +98,21 @@ def _enforced(backend: type[Backend]) -> Iterator[str]:
             yield "while it generates"
 
 
+def _logprobs() -> str:
+    names = ("local", "llamacpp", "ollama", "vllm", "instructlab", *PROVIDERS)
+    rows = [[_code(name), _reported(backend_class(name))] for name in names]
+    return _table(("backend", "`--logprobs`"), *rows)
+
+
+def _reported(backend: type[Backend]) -> str:
+    """Return how a backend reports the probabilities of tokens."""
+    if not backend.supports("logprobs"):
+        return "no"
+    if not issubclass(backend, RemoteBackend):
+        return "while it generates"
+    return ", ".join(map(_code, requested({TOP: 1})))
+
+
 def _settings() -> str:
     rows = [(_code(p.url_variable), _code(p.url), _code(p.name)) for p in PROVIDERS.values()]
     return _table(("variable", "default", "backend"), *rows)
@@ -108,4 +124,5 @@ PROVIDER_TABLES: Mapping[str, Callable[[], str]] = {
     "fields": _fields,
     "settings": _settings,
     "structures": _structures,
+    "logprobs": _logprobs,
 }

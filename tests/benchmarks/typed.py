@@ -1,4 +1,4 @@
-"""Answers with a structure, compared with free answers of the same model.
+"""Answers with a structure or with token probabilities, compared with free answers of the same model.
 
 The cost of a constraint is that of one that allows everything, so that both answers have the same tokens,
 without speculative decoding; it is measured between the starts of two forward passes. An answer to a
@@ -25,6 +25,11 @@ _TOKENS = 96
 # One of so many rows is computed again.
 _COMPARED = 4
 _ANYTHING = r"(?s:.*)"
+_WAYS: Mapping[str, dict[str, Any]] = {
+    "free": {},
+    "a structure that allows everything": {"regex": _ANYTHING},
+    "--logprobs 5": {"logprobs": 5},
+}
 _FIELDS = (
     "name, born int, birthplace, nationality, profession, employer, married bool, children int,"
     " languages list, died int"
@@ -61,20 +66,18 @@ def measure(rounds: Rounds) -> Iterator[Row]:
 
 
 def _cost(kernel: Kernel, rounds: Rounds) -> Iterator[Row]:
-    ways = {"free": "False", "a structure that allows everything": "True"}
     taken = rounds.in_turn(
         {
-            name: lambda is_constrained=is_constrained: _value(  # type: ignore[misc]
-                kernel, f"typed.token_ms({is_constrained})"
-            )
-            for name, is_constrained in ways.items()
+            name: lambda about=about: _value(kernel, f"typed.token_ms({about})")  # type: ignore[misc]
+            for name, about in _WAYS.items()
         }
     )
     for name, values in taken.items():
         yield Row(f"{name}: a token, p50", "ms", values)
-    free, constrained = taken.values()
+    free, constrained, reported = taken.values()
     name = "a structure that allows everything / free: a token, p50"
     yield ratio(name, constrained, free, Target("<=", 1.03))
+    yield ratio("--logprobs 5 / free: a token, p50", reported, free, Target("<=", 1.05))
 
 
 def _speed(kernel: Kernel, rounds: Rounds) -> Iterator[Row]:
@@ -124,16 +127,15 @@ def _no_speculation() -> Iterator[None]:
         generate.drafter = usual
 
 
-def token_ms(is_constrained: bool) -> float:
+def token_ms(about: dict[str, Any]) -> float:
     """Return the median of the CPU time of the inference thread for a token, in milliseconds."""
     from llm_magic import llm
     from llm_magic.errors import InvalidReply
 
-    about: dict[str, Any] = {"regex": _ANYTHING} if is_constrained else {}
-    about |= {"temperature": 0, "repetition_penalty": 1, "max_new_tokens": _TOKENS}
+    fixed: dict[str, Any] = {"temperature": 0, "repetition_penalty": 1, "max_new_tokens": _TOKENS}
     with _no_speculation(), _passes() as moments, contextlib.suppress(InvalidReply):
         # The constrained answer is cut off at the limit, as the free one is.
-        llm.generate(PROMPT, **about)
+        llm.generate(PROMPT, **fixed, **about)
     steps = [after - before for before, after in itertools.pairwise(moments)]
     # The first one reads the prompt.
     assert len(steps) == _TOKENS - 1, f"{len(steps)} passes"

@@ -139,7 +139,9 @@ def test_sequences_of_a_batch_have_their_own(
         assert isinstance(reply, Reply)
         prompt = sent(smollm, smollm.generate(question.format(item=row), max_new_tokens=1))
         tokenizer = local_model(smollm).tokenizer
-        texts = {tokenizer.decode(answer, skip_special_tokens=True): answer for answer in answers}
+        texts = {
+            str(tokenizer.decode([*answer], skip_special_tokens=True)): answer for answer in answers
+        }
         check(plain, prompt, list(texts[str(reply)]), reply.tokens)
         assert joined(reply.tokens) == reply
 
