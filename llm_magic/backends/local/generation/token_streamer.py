@@ -204,20 +204,28 @@ class TokenTexts:
         return frozenset(number for number, token in added.items() if token.special)
 
     @cached_property
-    def _before(self) -> list[int]:
+    def _before(self) -> tuple[list[int], str]:
         # Some decoders strip the space at the start of a text.
-        return list(self._tokenizer("a", add_special_tokens=False).input_ids)
+        ids = list(self._tokenizer("a", add_special_tokens=False).input_ids)
+        return ids, self._decode(ids)
 
     def text(self, token: int) -> str:
         """Return the text of a token; the name of one that is no text."""
         text = self._known.get(token)
         if text is None:
-            before = str(self._tokenizer.decode(self._before))
-            whole = str(self._tokenizer.decode([*self._before, token]))
-            alone = str(self._tokenizer.decode([token]))
-            text = whole.removeprefix(before) if whole.startswith(before) else alone
+            ids, before = self._before
+            whole = self._decode([*ids, token])
+            is_next = whole.startswith(before)
+            text = whole.removeprefix(before) if is_next else self._decode([token])
             self._known[token] = text
         return text
+
+    def _decode(self, ids: list[int]) -> str:
+        # Ten times as fast as the method of Transformers around it.
+        backend = getattr(self._tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            return str(self._tokenizer.decode(ids))
+        return str(backend.decode(ids, skip_special_tokens=False))
 
     def described(self, text: str, scores: TokenScores) -> TokenLogprob:
         """Return a token of an answer, whose text there is `text`, with its probability."""
