@@ -173,11 +173,11 @@ def sse_words(
 
     With `logprobs`, each text is a token with so many alternatives.
     """
-    words = [delta(text, model=model) for text in texts]
+    pieces = [delta(text, model=model) for text in texts]
     if logprobs is not None:
-        for word, text in zip(words, texts, strict=True):
-            word["choices"][0]["logprobs"] = {"content": [token_entry(text, logprobs)]}
-    chunks = [delta("", role="assistant", model=model), *words]
+        for piece, text in zip(pieces, texts, strict=True):
+            piece["choices"][0]["logprobs"] = {"content": [token_entry(text, logprobs)]}
+    chunks = [delta("", role="assistant", model=model), *pieces]
     if finish is not None:
         chunks.append(delta(finish=finish, model=model))
     if prompt_tokens is not None:

@@ -34,8 +34,8 @@ def shaded(tokens: Sequence[TokenLogprob], text: str) -> str:
     first, others = tokens[:_MAX_TOKENS], tokens[_MAX_TOKENS:]
     count = _alternatives_that_fit(first)
     spans = "".join(_span(token, count) for token in first if token.text)
-    rest = _text("".join(token.text for token in others))
-    return f"{markdown.preformatted(spans + rest)}{_legend(count)}{_least_likely(first)}"
+    remaining = _text("".join(token.text for token in others))
+    return f"{markdown.preformatted(spans + remaining)}{_legend(count)}{_least_likely(first)}"
 
 
 def _alternatives_that_fit(tokens: Sequence[TokenLogprob]) -> int:

@@ -438,8 +438,8 @@ def _rank(batch: PaddedBatch, scores: torch.Tensor) -> Distribution | None:
     if not rows:
         return None
     # A copy: the scores are masked later.
-    wanted = scores[torch.tensor(rows, device=scores.device)]
-    return Distribution(wanted, max(count for count in counts if count is not None))
+    requested = scores[torch.tensor(rows, device=scores.device)]
+    return Distribution(requested, max(count for count in counts if count is not None))
 
 
 def _scores(
@@ -450,8 +450,8 @@ def _scores(
         return [None] * len(tokens)
     counts = [s.alternatives for s in batch.sequences]
     # A row without a token has failed.
-    wanted = [max(t, 0) for t, count in zip(tokens, counts, strict=True) if count is not None]
-    found = iter(ranked.scores(wanted))
+    requested = [max(t, 0) for t, count in zip(tokens, counts, strict=True) if count is not None]
+    found = iter(ranked.scores(requested))
     return [next(found).first(count) if count is not None else None for count in counts]
 
 

@@ -324,7 +324,7 @@ class DecodingLoop:
             )
             if step is not None:
                 is_free = constraint is None and self._sequence.alternatives is None
-                return self._replay(step) if is_free else self._watch(step, constraint)
+                return self._replay(step) if is_free else self._read_steps(step, constraint)
         return self._step()
 
     def _step(self) -> bool:
@@ -374,7 +374,7 @@ class DecodingLoop:
             # Also where the answer is cancelled: the next prompt can reuse it.
             runner.replace_cache(step.result(runner.length - 1))
 
-    def _watch(self, step: StaticStep, constraint: Constraint | None) -> bool:
+    def _read_steps(self, step: StaticStep, constraint: Constraint | None) -> bool:
         """Replay one step, and read its logits; compute meanwhile which tokens may come next."""
         runner = self._runner
         step.start(runner.cache, runner.ids)

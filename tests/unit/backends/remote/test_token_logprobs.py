@@ -25,7 +25,7 @@ def entry(text: str, data: list[int] | None, logprob: Any = -1.0, top: Any = ())
     return {"token": text, "bytes": data, "logprob": logprob, "top_logprobs": top}
 
 
-def said(text: str, *entries: Any) -> dict[str, Any]:
+def part(text: str, *entries: Any) -> dict[str, Any]:
     """Return a chunk of a reply with the tokens in it."""
     chunk = delta(text)
     chunk["choices"][0]["logprobs"] = {"content": list(entries), "refusal": None}
@@ -72,8 +72,8 @@ def test_bytes_of_a_character_in_several_tokens_are_joined(server: FaultServer) 
     server.will(
         CHAT,
         *sse(
-            said("", entry("\\xc3", data[:1])), said("é", entry("\\xa9", data[1:2])),
-            said("", entry("\\xf0\\x9f", data[2:4])), said("😀", entry("\\x98\\x80", data[4:])),
+            part("", entry("\\xc3", data[:1])), part("é", entry("\\xa9", data[1:2])),
+            part("", entry("\\xf0\\x9f", data[2:4])), part("😀", entry("\\x98\\x80", data[4:])),
             delta(finish="stop"),
         ),
     )  # fmt: skip
@@ -83,14 +83,14 @@ def test_bytes_of_a_character_in_several_tokens_are_joined(server: FaultServer) 
     assert joined(reply.tokens) == reply
 
 
-def test_tokens_outside_the_text_are_left_out(server: FaultServer) -> None:
+def test_tokens_outside_the_text_are_omitted(server: FaultServer) -> None:
     server.will(
         CHAT,
         *sse(
-            said("<think>", entry("<think>", None)), said("so", entry("so", None)),
-            said("</think>", entry("</think>", None)),
-            said("\n\nYes", entry("\n\n", None), entry("Yes", None)),
-            said("", entry("<|im_end|>", None)), delta(finish="stop"),
+            part("<think>", entry("<think>", None)), part("so", entry("so", None)),
+            part("</think>", entry("</think>", None)),
+            part("\n\nYes", entry("\n\n", None), entry("Yes", None)),
+            part("", entry("<|im_end|>", None)), delta(finish="stop"),
         ),
     )  # fmt: skip
     with session_on(server, "openai") as session:
@@ -99,18 +99,18 @@ def test_tokens_outside_the_text_are_left_out(server: FaultServer) -> None:
     assert [token.text for token in reply.tokens] == ["Yes"]
 
 
-def test_tokens_of_separate_reasoning_are_left_out(server: FaultServer) -> None:
-    thought = said("", entry("hm", None))
-    thought["choices"][0]["delta"] = {"reasoning_content": "hm"}
-    server.will(CHAT, *sse(thought, said("Yes", entry("Yes", None)), delta(finish="stop")))
+def test_tokens_of_separate_reasoning_are_omitted(server: FaultServer) -> None:
+    reasoned = part("", entry("hm", None))
+    reasoned["choices"][0]["delta"] = {"reasoning_content": "hm"}
+    server.will(CHAT, *sse(reasoned, part("Yes", entry("Yes", None)), delta(finish="stop")))
     with session_on(server, "openai") as session:
         reply = session.generate("?", logprobs=0)
     assert (reply.reasoning, [token.text for token in reply.tokens]) == ("hm", ["Yes"])
 
 
-def test_tokens_after_a_stop_text_are_left_out(server: FaultServer) -> None:
-    words = [said(text, token_entry(text, 1)) for text in ("one", " two", " three", " four")]
-    server.will(CHAT, *sse(*words, delta(finish="stop")))
+def test_tokens_after_a_stop_text_are_omitted(server: FaultServer) -> None:
+    pieces = [part(text, token_entry(text, 1)) for text in ("one", " two", " three", " four")]
+    server.will(CHAT, *sse(*pieces, delta(finish="stop")))
     with session_on(server, "openai") as session:
         reply = session.generate("?", logprobs=1, stop="o thr")
     assert (reply, [token.text for token in reply.tokens]) == ("one tw", ["one", " tw"])
@@ -149,7 +149,7 @@ def test_unknown_format_is_no_error(server: FaultServer, logprobs: Any) -> None:
 def test_entry_without_valid_bytes_or_alternatives_has_its_text(
     server: FaultServer, top: Any, data: Any
 ) -> None:
-    server.will(CHAT, *sse(said("Hi", entry("Hi", data, -0.5, top)), delta(finish="stop")))
+    server.will(CHAT, *sse(part("Hi", entry("Hi", data, -0.5, top)), delta(finish="stop")))
     with session_on(server, "openai") as session:
         reply = session.generate("?", logprobs=2)
     assert reply.tokens == (TokenLogprob("Hi", -0.5),)

@@ -202,7 +202,7 @@ def test_answer_that_is_stopped_keeps_its_tokens(smollm: Session) -> None:
     assert smollm.last.finish_reason == "cancelled"
 
 
-def test_tokens_of_the_reasoning_are_left_out(session: Session, tmp_path: Path) -> None:
+def test_tokens_of_the_reasoning_are_omitted(session: Session, tmp_path: Path) -> None:
     template = CHATML.replace("assistant\n", "assistant\n<think>\n")
     folder = parrot(tmp_path / "m", "ab</think>cdefg", chat_template=template)
     session.load(str(folder), dtype="float32")
