@@ -50,7 +50,7 @@ def test_several_changes_at_once_and_one_setting_alone(k: Kernel) -> None:
         ["top_k", "5", "*"],
     ]
     rows = k.ok("%llm_config").text.splitlines()
-    assert len(rows) == 11
+    assert len(rows) == 12
     assert (
         k.ok("%llm_config --reset temperature top_p").text.splitlines()[0]
         == "temperature  0.2 → 0.7"
