@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from collections import abc, defaultdict, deque
@@ -11,7 +12,9 @@ import torch
 
 from llm_magic.backends.local import memory
 from llm_magic.backends.local import transformers_compat as compat
+from llm_magic.backends.local.batch import shared_prefix
 from llm_magic.backends.local.batch.padded_batch import PaddedBatch
+from llm_magic.backends.local.batch.shared_prefix import PrefixNotRead, SharedPrefix
 from llm_magic.backends.local.generation import parameters
 from llm_magic.backends.local.generation.parameters import GenerateInputs
 from llm_magic.backends.local.generation.prefix_cache import PrefixCache, PrefixHit
@@ -128,6 +131,11 @@ class Scheduler:
         try:
             self._advance()
             return
+        except PrefixNotRead:
+            traits = self._loaded.traits
+            self._loaded.traits = dataclasses.replace(traits, shares_prefix=False)
+            self._wait_again()
+            return
         except Exception as error:
             running = self.running
             if not (memory.is_out_of_memory(error) and running):
@@ -232,17 +240,22 @@ class Scheduler:
 
         They continue where they are. The limit rises again as answers end, see `MemoryBudget`.
         """
+        count = self._wait_again()
+        if count > 1:
+            self._budget.reduce(count // 2)
+        self._prefixes.clear()
+        self._loaded.free_caches()
+        memory.release_memory()
+
+    def _wait_again(self) -> int:
+        """Let all running sequences wait, to be read again; returns how many there are."""
         sequences = [sequence for sequence in self.running if not sequence.finished]
         self._reading.clear()
         self._batch = None
         for sequence in sequences:
             sequence.cache = None
         self.waiting.extendleft(reversed(sequences))
-        if len(sequences) > 1:
-            self._budget.reduce(len(sequences) // 2)
-        self._prefixes.clear()
-        self._loaded.free_caches()
-        memory.release_memory()
+        return len(sequences)
 
     # -- prompts ------------------------------------------------------------------------------
 
@@ -287,13 +300,31 @@ class Scheduler:
         No more of them than a chunk has all tokens of: each pass reads the keys and values of all.
         """
         group = sorted(group, key=lambda sequence: len(sequence.ids))
+        shared = self._shared_prefix(group, hit)
         while group:
             longest = hit.length + (len(group[0].ids) - hit.length) * _SIMILAR_LENGTH
             similar = [sequence for sequence in group if len(sequence.ids) <= longest]
             unread = len(similar[-1].ids) - hit.length
             similar = similar[: max(1, self._chunk_size() // unread)]
-            self._reading.append(self._prefill(similar, hit))
+            self._reading.append(self._prefill(similar, hit, shared=shared))
             del group[: len(similar)]
+
+    def _shared_prefix(self, group: list[Sequence], hit: PrefixHit) -> SharedPrefix | None:
+        """Return the cached prefix of prompts if it is to be shared with all that are decoded."""
+        if hit.cache is None or not self._loaded.traits.shares_prefix:
+            return None
+        inputs, batch = group[0].inputs, self._batch
+        assert inputs is not None
+        if inputs.arguments.get("position_ids") is None:
+            return None
+        count = len(group)
+        if batch is not None and batch.shared is not None:
+            count += len(batch.sequences)
+        shortest = min(len(sequence.ids) for sequence in group)
+        length = min(hit.length, shortest - shared_prefix.MIN_OWN_TOKENS)
+        if not shared_prefix.is_worth_it(length, count):
+            return None
+        return SharedPrefix(group[0].ids[: hit.length], hit.cache).cropped(length)
 
     def _can_share_prefix(self, group: list[Sequence]) -> bool:
         if len(group) == 1:
@@ -313,18 +344,25 @@ class Scheduler:
         return best if best.length >= _MIN_SHARED_PREFIX else _NO_HIT
 
     def _prefill(
-        self, sequences: list[Sequence], hit: PrefixHit, followers: abc.Sequence[Sequence] = ()
+        self,
+        sequences: list[Sequence],
+        hit: PrefixHit,
+        followers: abc.Sequence[Sequence] = (),
+        shared: SharedPrefix | None = None,
     ) -> Prefill:
-        own = sequences[0].cache
-        batch = PaddedBatch(sequences, hit.length if own is None else 0, self._device)
+        own, prefix_length = sequences[0].cache, hit.length if shared is None else len(shared.ids)
+        batch = PaddedBatch(sequences, prefix_length if own is None else 0, self._device)
         if own is not None:
             batch.cache, sequences[0].cache = own, None
+        elif shared is not None:
+            batch.start_after(shared, compat.new_cache(self._loaded.model))
         elif hit.cache is not None:
             batch.start_from(hit.cache)
-            for sequence in sequences:
-                sequence.cached_tokens = hit.length
         else:
             batch.cache = compat.new_cache(self._loaded.model)
+        if own is None and prefix_length:
+            for sequence in sequences:
+                sequence.cached_tokens = prefix_length
         return Prefill(batch, list(hit.boundaries), list(followers))
 
     def _read_chunk(self, prefill: Prefill) -> None:
@@ -370,7 +408,8 @@ class Scheduler:
             self._prefixes.store(ids, batch.cache, prefill.boundaries)
             self._start_similar(followers, PrefixHit(batch.cache, len(ids), (0,)))
             return
-        if len(batch.sequences) == 1 and not batch.sequences[0].streamer.token_count:
+        is_alone = len(batch.sequences) == 1 and batch.shared is None
+        if is_alone and not batch.sequences[0].streamer.token_count:
             cache = compat.fork(batch.cache)
             self._loaded.prefix_cache.store(ids, cache, prefill.boundaries)
         if self._batch is None:
@@ -390,12 +429,15 @@ class Scheduler:
         if arguments.get("position_ids") is not None:
             arguments["position_ids"] = batch.position_ids()[:, :end]
         arguments["attention_mask"] = batch.mask[:, :end] if batch.is_padded else None
+        is_first = start + batch.shared_length == 0
         prepared = compat.prepare_inputs(
-            model, batch.ids[:, :end], end - start, arguments, first=start == 0
+            model, batch.ids[:, :end], end - start, arguments, first=is_first
         )
         if end - start == 1 and self._loaded.traits.masks_single_tokens:
             prepared["attention_mask"] = batch.mask[:, None, None, :end].bool()
-        logits: torch.Tensor = model(**prepared, return_dict=True).logits[:, -1]
+        shared = batch.shared
+        with contextlib.nullcontext() if shared is None else shared.attended(model):
+            logits: torch.Tensor = model(**prepared, return_dict=True).logits[:, -1]
         return logits
 
     def _decode(self, batch: PaddedBatch) -> None:
@@ -408,11 +450,11 @@ class Scheduler:
         rows_of: dict[int, list[int]] = defaultdict(list)
         for row, sequence in enumerate(batch.sequences):
             rows_of[id(sequence.inputs)].append(row)
-        tokens = batch.ids.new_empty(len(batch.sequences))
+        ids, tokens = batch.all_ids(), batch.ids.new_empty(len(batch.sequences))
         for rows in rows_of.values():
             sequences = [batch.sequences[row] for row in rows]
             index = slice(None) if len(rows_of) == 1 else torch.tensor(rows, device=tokens.device)
-            tokens[index] = _next_tokens(batch.ids[index], scores[index], sequences)
+            tokens[index] = _next_tokens(ids[index], scores[index], sequences)
         batch.append(tokens)
         for sequence, token in zip(batch.sequences, tokens.tolist(), strict=True):
             try:
