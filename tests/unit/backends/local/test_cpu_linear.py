@@ -12,6 +12,7 @@ from typing import Any, cast
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
 from llm_magic.backends.local import cpu_linear
@@ -309,10 +310,13 @@ def test_weights_are_always_packed_where_torch_has_no_faster_kernel(
     assert next(fast.parameters()).is_mkldnn
 
 
-@pytest.mark.parametrize(("own", "rows"), [(0.5, 2), (1.2, 2), (2.0, 0)])
-def test_own_kernel_is_used_unless_it_is_much_slower(
-    monkeypatch: pytest.MonkeyPatch, own: float, rows: int
+@pytest.mark.parametrize(
+    ("own", "has_amx", "rows"), [(0.5, False, 2), (1.2, False, 2), (2.0, False, 0), (0.5, True, 0)]
+)
+def test_own_kernel_is_used_without_amx_unless_it_is_much_slower(
+    monkeypatch: pytest.MonkeyPatch, own: float, has_amx: bool, rows: int
 ) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": has_amx})
     clock = itertools.accumulate(itertools.cycle((0, own, 0, 1)))  # by turns
     monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
     cpu_linear.few_rows.cache_clear()
@@ -322,7 +326,8 @@ def test_own_kernel_is_used_unless_it_is_much_slower(
         cpu_linear.few_rows.cache_clear()
 
 
-def test_own_kernel_leaves_the_flag_of_onednn_as_it_is() -> None:
+def test_own_kernel_leaves_the_flag_of_onednn_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
     onednn: Any = torch.backends.mkldnn
     before = onednn.enabled
     try:
@@ -371,6 +376,49 @@ def test_large_weights_stay_in_the_memory_of_the_file(
         assert not before & after
     else:
         assert before == after
+
+
+def test_mapped_file_is_freed_when_all_weights_are_packed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(cpu_linear, "few_rows", lambda: 0)
+    monkeypatch.setattr(cpu_linear, "_MAX_FUSED_BYTES", 0)
+    model = AutoModelForCausalLM.from_pretrained(tiny(tmp_path, "llama"), dtype=torch.bfloat16)
+    before = {parameter.data_ptr() for parameter in model.parameters()}
+    if optimize(model) == 0:
+        pytest.skip("this CPU packs no weights")
+    ids = torch.ones((1, 1), dtype=torch.long)
+    with torch.inference_mode():
+        for _ in range(70):
+            model(ids)
+    left = [p for p in model.parameters() if not p.is_mkldnn]
+    assert len(left) < len(before)
+    assert not before & {parameter.data_ptr() for parameter in left}
+
+
+class _Products(TorchDispatchMode):
+    """Counts the products of weights."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += any(name in str(func) for name in ("linear", "addmm", "aten.mm."))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("few_rows", [0, 2])
+def test_load_reads_no_weight_to_check_that_a_model_runs(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, few_rows: int
+) -> None:
+    monkeypatch.setattr(cpu_linear, "few_rows", lambda: few_rows)
+    cpu_linear.can_pack()
+    model = AutoModelForCausalLM.from_pretrained(tiny(tmp_path, "llama"), dtype=torch.bfloat16)
+    with _Products() as products:  # type: ignore[no-untyped-call]
+        optimize(model)
+    assert products.count == 0
+    with torch.inference_mode(), _Products() as products:  # type: ignore[no-untyped-call]
+        model(torch.ones((1, 1), dtype=torch.long))
+    assert products.count > 0
 
 
 def test_weights_that_are_not_packed_are_not_copied(
