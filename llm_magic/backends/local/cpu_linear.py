@@ -3,9 +3,12 @@
 With AVX512 or AMX, oneDNN has a kernel for bfloat16. It reads a weight in blocks of its own layout, and
 reorders a usual matrix in every product: several rows take 0.6 to 0.9 of the time if the weight is
 stored in that layout. For a single row, torch has a kernel of its own for the usual layout. Without AMX,
-it takes 0.5 to 0.7 of the time of oneDNN's in either; with AMX, 1.4 times that of oneDNN's for the packed
+it takes 0.5 to 0.7 of the time of oneDNN's in either; with AMX, 1.2 times that of oneDNN's for the usual
 one. `Bfloat16Linear` stores the weight as the rows need it that it gets; the numbers are the same. Layers
 with the same input are fused, see `fused_linear`.
+
+With AMX, oneDNN's product of a single row takes 0.85 of the time with a packed weight. To pack all at the
+load would take three times as long as the rest of it, and later, a long prompt would round differently.
 
 Without them (most laptops), oneDNN has no kernel for bfloat16 and float16: torch's own is good for
 single rows, but for several rows it is a loop that takes 4 to 8 times as long as converting the weights
@@ -49,8 +52,10 @@ _PATIENCE = 32
 _extra_patience = itertools.cycle(range(_PATIENCE))
 # Larger weights with one input are not fused: that gains nothing, and copies what is mapped from the file.
 _MAX_FUSED_BYTES = 1 << 24
-# torch's own kernel is used unless it takes this many times as long as oneDNN's: old versions have a slow
-# one. Where it is good, it is faster on idle CPUs only, so that a load beside others must not decide.
+# Up to so many rows, a usual weight is used as it is.
+_FEW_ROWS = 2
+# torch's own kernel is used for them unless it takes this many times as long as oneDNN's: old versions
+# have a slow one. Where it is good, it is faster on idle CPUs only, so that a load beside others must not decide.
 # Found out with a matrix of this shape (64 MB, more than a cache).
 _TOO_SLOW, _TIMED_SHAPE, _TIMED_ROUNDS = 1.5, (8192, 4096), 3
 
@@ -58,7 +63,8 @@ _TOO_SLOW, _TIMED_SHAPE, _TIMED_ROUNDS = 1.5, (8192, 4096), 3
 def optimize(model: nn.Module, *, pack: bool = True) -> int:
     """Change the linear layers of a model that a CPU multiplies faster; returns how many.
 
-    Without `pack`, no weight is packed. A packed head that is tied to the embedding is a second copy.
+    Without `pack`, no weight is packed. While a head that is tied to the embedding is packed, it is a
+    second copy.
     """
     layers = [m for m in model.modules() if type(m) is nn.Linear and m.weight.device.type == "cpu"]
     changed = [m for m in layers if m.weight.dtype == torch.bfloat16] if pack and can_pack() else []
@@ -129,14 +135,14 @@ def can_pack() -> bool:
 
 
 @functools.cache
-def few_rows() -> int:
-    """Return for up to how many rows torch's own kernel is used; 0 where it is slow, which is measured.
+def has_fast_own_kernel() -> bool:
+    """Return whether torch's own kernel is used for few rows: not with AMX, nor where it is slow.
 
-    With AMX, oneDNN's is faster for all.
+    The latter is measured.
     """
     capabilities: Callable[[], dict[str, Any]] = getattr(torch.cpu, "get_capabilities", dict)
     if capabilities().get("amx_bf16"):
-        return 0
+        return False
     weight = torch.ones(_TIMED_SHAPE, dtype=torch.bfloat16, device="cpu")
     row = weight[:1]
     own, onednn = math.inf, math.inf
@@ -146,8 +152,8 @@ def few_rows() -> int:
                 own = min(own, _seconds(_own_product, row, weight))
                 onednn = min(onednn, _seconds(nn.functional.linear, row, weight))
     except RuntimeError:  # the flags of torch are frozen
-        return 0
-    return 2 if own < _TOO_SLOW * onednn else 0
+        return False
+    return own < _TOO_SLOW * onednn
 
 
 def _seconds(product: Callable[..., torch.Tensor], *operands: torch.Tensor) -> float:
@@ -305,13 +311,14 @@ class Bfloat16Linear(ConvertedLinear):
             weight = self._adapted(weight, rows)
         if weight.is_mkldnn:
             return self.multiply(input, weight, self.bias, "none", [], "")
-        product = _own_product if rows <= few_rows() else nn.functional.linear
+        is_own = rows <= _FEW_ROWS and has_fast_own_kernel()
+        product = _own_product if is_own else nn.functional.linear
         return product(input, weight, self.bias)
 
     def _adapted(self, weight: nn.Parameter, rows: int) -> nn.Parameter:
         """Change the layout of the weight if it is time; returns the weight that is stored then."""
         is_packed = weight.is_mkldnn
-        if (rows > few_rows()) is is_packed:
+        if (rows > _FEW_ROWS) is is_packed:
             if self.misses:
                 self.__dict__["misses"] -= 1
             return weight
