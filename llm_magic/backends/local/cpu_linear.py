@@ -55,8 +55,8 @@ _MAX_FUSED_BYTES = 1 << 24
 # Up to so many rows, a usual weight is used as it is.
 _FEW_ROWS = 2
 # torch's own kernel is used for them unless it takes this many times as long as oneDNN's: old versions
-# have a slow one. Where it is good, it is faster on idle CPUs only, so that a load beside others must not decide.
-# Found out with a matrix of this shape (64 MB, more than a cache).
+# have a slow one. Where it is good, it is faster on idle CPUs only, so that a load beside others must not
+# decide. Found out with a matrix of this shape (64 MB, more than a cache).
 _TOO_SLOW, _TIMED_SHAPE, _TIMED_ROUNDS = 1.5, (8192, 4096), 3
 
 
