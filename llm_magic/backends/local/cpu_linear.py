@@ -43,8 +43,8 @@ _MIN_ROWS = 8
 _TRANSPOSED_ROWS = range(16, 65)
 # The numbers that are converted at a time: 4 MB, which stay in a core's cache and one allocation.
 _PIECE = 1 << 20
-# From so many rows on, both layouts of a weight take about as long.
-_MANY_ROWS = 128
+# From so many rows on, both layouts of a weight take about as long: they are no reason to change it.
+MANY_ROWS = 128
 # A layer changes its layout after so many products for which the other one would have been faster.
 # Their loss is about the time of the change. Layers wait differently long, so that no single step has
 # to wait for all of them.
@@ -307,7 +307,7 @@ class Bfloat16Linear(ConvertedLinear):
             # The operator has no gradient, and no check of types.
             return nn.functional.linear(input, self.weight, self.bias)
         rows = input.numel() // self.in_features
-        if rows < _MANY_ROWS:
+        if rows < MANY_ROWS:
             weight = self._adapted(weight, rows)
         if weight.is_mkldnn:
             return self.multiply(input, weight, self.bias, "none", [], "")

@@ -51,9 +51,9 @@ _NOT_STREAMED = (
     "output_attentions", "output_hidden_states",
 )  # fmt: skip
 _REPORT_INTERVAL_S = 0.05
-# The tokens of a prompt that take twice as long as one, with the kernels for bfloat16 and with weights
-# that are converted for it.
-_SMALLEST_READ, _SMALLEST_CONVERTED = 64, 256
+# The tokens of a prompt that take two to three times as long as one, with the kernels for bfloat16 and
+# with weights that are converted for it.
+_SMALLEST_READ, _SMALLEST_CONVERTED = cpu_linear.MANY_ROWS, 256
 
 
 def load(
