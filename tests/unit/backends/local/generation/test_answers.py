@@ -68,6 +68,7 @@ def test_characters_of_several_bytes_are_never_split(session: Session) -> None:
     pieces = [chunk.text for chunk in session.stream("Say it", temperature=0)]
     assert "".join(pieces) == ANSWER
     assert not [piece for piece in pieces if "\ufffd" in piece]
+    assert {"é", "🙂", "日"} <= set(pieces)
 
 
 def test_answer_cut_within_a_character_ends_with_replacement(session: Session) -> None:
