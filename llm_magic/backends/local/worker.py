@@ -261,7 +261,10 @@ class Job(Generic[T]):
 
 
 def _joined(items: list[Any]) -> Iterator[Any]:
-    """Yield the items, with neighboring pieces of text as one: each passes through several generators."""
+    """Yield the items, with neighboring pieces of text as one: each passes through several generators.
+
+    Those with a number of tokens stay.
+    """
     pieces: list[Chunk] = []
     for item in items:
         if isinstance(item, Chunk) and item == _piece([item]):
@@ -276,11 +279,10 @@ def _joined(items: list[Any]) -> Iterator[Any]:
 
 
 def _piece(chunks: list[Chunk]) -> Chunk:
-    """Return a chunk with the text, the reasoning and the tokens of several."""
+    """Return a chunk with the text and the reasoning of several."""
     return Chunk(
         text="".join([chunk.text for chunk in chunks]),
         reasoning="".join([chunk.reasoning for chunk in chunks]),
-        tokens=sum([chunk.tokens for chunk in chunks]),
         time=chunks[-1].time,
     )
 
