@@ -366,12 +366,14 @@ class LoopStream(Generic[T]):
         stopping: Callable[[], None] = lambda: None,
         *,
         stops: bool = True,
+        timeout: float | None = None,
     ) -> AsyncGenerator[list[T], None]:
         """Start, and yield what a bridge has until the end, on the caller's loop.
 
-        Leaving early stops the generator, unless `stops` is false. Where SIGINT cancels the caller,
-        this raises `Interrupted`, which is also a `CancelledError`; `stopping` is called first where
-        SIGINT ended the cell, but not this wait.
+        It also yields when nothing has come for `timeout` seconds. Leaving early stops the generator,
+        unless `stops` is false. Where SIGINT cancels the caller, this raises `Interrupted`, which is
+        also a `CancelledError`; `stopping` is called first where SIGINT ended the cell, but not this
+        wait.
         """
         here = loop_calls(asyncio.get_running_loop())
         with interruptible_wait.translated(stopping), self._thread.interrupting(bridge):
@@ -384,7 +386,7 @@ class LoopStream(Generic[T]):
                     if bridge.take_interrupt():
                         raise Interrupted("Stopped.")
                     with here.woken_regularly():
-                        await bridge.wait_async()
+                        await bridge.wait_async(timeout=timeout)
             finally:
                 bridge.leave()
                 if stops:

@@ -35,7 +35,15 @@ from llm_magic.session.cell_keys import Cells
 from llm_magic.session.chats import Chats, check_name
 from llm_magic.session.event_loop import LoopThread
 from llm_magic.session.interruptible_wait import held_back
-from llm_magic.session.jobs import Jobs, Running, stopped_waiting
+from llm_magic.session.jobs import (
+    Job,
+    Jobs,
+    ProgressView,
+    Running,
+    show_until_end,
+    stopped_waiting,
+    without_view,
+)
 from llm_magic.session.loading import LoadRequest, Loads, OnWait
 from llm_magic.session.recording import Recorder
 from llm_magic.session.requests import (
@@ -119,6 +127,7 @@ class Session:
     chats: Chats
     cells: Cells
     jobs: Jobs
+    progress_view: Callable[[Job], ProgressView | None]
 
     def __init__(
         self,
@@ -138,6 +147,8 @@ class Session:
         self.chats = Chats()
         # The magics set `current`, where there is a frontend.
         self.cells = Cells()
+        # Returns what shows an answer or a map that Python code waits for; the magics set it.
+        self.progress_view = without_view
         self._listeners: list[Callable[[], None]] = []
         self._closing: list[Callable[[], None]] = []
         # A tuple: other threads read it.
@@ -158,6 +169,8 @@ class Session:
         """Start anew in a forked child, which has none of the threads: nothing is loaded there."""
         # Referenced for ever: connections and memory belong to the parent.
         _inherited.append((self._loop, self.__dict__.pop("_manager", None)))
+        # The frontend is connected to the parent.
+        self.progress_view = without_view
         self._start_process(self._recorder.last)
 
     def __setattr__(self, name: str, value: object) -> None:
@@ -630,6 +643,8 @@ class Session:
             Interrupted: The user stopped the answer; the exception has the partial reply.
         """
         with self.ask(request(prompt, about)) as response:
+            if (view := self.progress_view(response)) is not None:
+                show_until_end(response, view)
             return response.result()
 
     @held_back()
@@ -723,9 +738,12 @@ class Session:
         """Do what `map` does, from async code. Cancelling the task stops the model."""
         await self._loads.wait_async()
         run = self._map_run(prompt, data, about, is_lazy=False)
-        async with contextlib.aclosing(run.aupdates()) as updates:
-            async for _ in updates:
-                pass
+        view = self.progress_view(run)
+        with view or contextlib.nullcontext():
+            async with contextlib.aclosing(run.aupdates()) as updates:
+                async for _ in updates:
+                    if view is not None:
+                        view.draw()
         return run.result()
 
     def _map_run(self, prompt: object, data: Any, about: MapOptions, *, is_lazy: bool) -> MapRun:
@@ -738,6 +756,7 @@ class Session:
             plan, self._manager, self._loop, self._recorder.usage, self._notify, is_lazy=is_lazy
         )
         self._maps = (*(ref for ref in self._maps if ref() is not None), weakref.ref(run))
+        run.progress_view = self.progress_view
         if not is_lazy:
             self._last_mapped = run.mapped
         return run

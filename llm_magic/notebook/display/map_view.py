@@ -77,11 +77,7 @@ class MapView:
             return
         latest = self._latest(progress)
         tables = [self._table(latest)] if latest else []
-        sent = progress.total - progress.missing if progress.total else 0
-        share = progress.done / sent if sent else None
-        # Lines are broken between the counts.
-        whole = " · ".join(part.replace(" ", "\N{NO-BREAK SPACE}") for part in text.split(" · "))
-        page = progress_html(whole, share, _BAR) + "".join(table._repr_html_() for table in tables)
+        page = progress_bar(text, progress, _BAR) + "".join(t._repr_html_() for t in tables)
         lines = [text, *map(repr, tables), self._state]
         self._area.show("\n".join(lines), page + muted(self._state), more=True)
 
@@ -168,6 +164,14 @@ def _answer(outcome: Outcome | None) -> str:
         return f"{text} · cut off{f' at {counted(tokens)}' if tokens else ''}"
     label = incomplete_label(outcome.finish_reason)
     return f"{text} · {label}" if label else text
+
+
+def progress_bar(text: str, progress: MapProgress, style: str = "") -> str:
+    """Return a progress bar in HTML beside a line about a map, which is broken between its counts."""
+    sent = progress.total - progress.missing if progress.total else 0
+    share = progress.done / sent if sent else None
+    whole = " · ".join(part.replace(" ", "\N{NO-BREAK SPACE}") for part in text.split(" · "))
+    return progress_html(whole, share, style)
 
 
 def progress_line(run: MapRun, progress: MapProgress) -> str:
