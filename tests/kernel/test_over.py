@@ -425,6 +425,8 @@ def test_completion_offers_what_has_rows(k: Kernel) -> None:
     assert not {"k", "pd", "frame", "backend"} & set(offered)
     assert k.complete("%%llm --over df --on-error ") == ["keep", "stop"]
     assert "--retry-failed" in k.complete("%%llm --over df --")
+    first = "%%llm --over df.head(2) -o out\nWhich"
+    assert k.completed(f"{first} {{te|}}?") == [f"{first} {{text}}?"]
 
 
 def test_output_that_is_saved_once_has_the_end_only(k: Kernel) -> None:
