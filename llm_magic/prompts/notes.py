@@ -97,7 +97,7 @@ class Mistyped:
             better = f"{mark['code']}!{mark['conversion']}{mark['spec'] or ''}"
             return f"has a space before the conversion; write {shown(better)}"
         better = shown(f"{mark['code']}{mark['spec'] or ''}")
-        return f"has !{mark['conversion']}, which is no conversion; write {better}"
+        return f"has !{mark['conversion']}, which is not a conversion; write {better}"
 
     def reason_of_word(self, head: str, word: str) -> str:
         """Return the reason that a word after a colon is not a format spec; none for ``{a:int}``."""

@@ -622,7 +622,7 @@ class Session:
         return dataclasses.replace(request, key=self.cells.key(request.chat, peek=peek))
 
     @held_back()
-    def generate(self, prompt: Prompt, **about: Unpack[AskOptions]) -> Reply:
+    def generate(self, prompt: Prompt = "", **about: Unpack[AskOptions]) -> Reply:
         """Send a prompt and return the complete answer.
 
         >>> llm.generate("What is 7 times 6?", temperature=0)
@@ -648,13 +648,13 @@ class Session:
             return response.result()
 
     @held_back()
-    def stream(self, prompt: Prompt, **about: Unpack[AskOptions]) -> Iterator[Chunk]:
+    def stream(self, prompt: Prompt = "", **about: Unpack[AskOptions]) -> Iterator[Chunk]:
         """Send a prompt and yield the chunks of the answer; leaving the loop early stops the model."""
         prepared = request(prompt, about)
         self._loads.wait()
         return ChunkIterator(self._respond(prepared))
 
-    async def agenerate(self, prompt: Prompt, **about: Unpack[AskOptions]) -> Reply:
+    async def agenerate(self, prompt: Prompt = "", **about: Unpack[AskOptions]) -> Reply:
         """Send a prompt from async code and return the complete answer.
 
         Cancelling the task stops the model.
@@ -664,7 +664,7 @@ class Session:
         return await self._respond(prepared)
 
     async def astream(
-        self, prompt: Prompt, **about: Unpack[AskOptions]
+        self, prompt: Prompt = "", **about: Unpack[AskOptions]
     ) -> AsyncGenerator[Chunk, None]:
         """Send a prompt from async code and yield the chunks of the answer.
 
@@ -681,7 +681,7 @@ class Session:
 
     @held_back()
     def map(
-        self, prompt: str | Callable[[Any], Any], data: Any = None, **about: Unpack[MapOptions]
+        self, prompt: str | Callable[[Any], Any] = "", data: Any = None, **about: Unpack[MapOptions]
     ) -> Mapped:
         """Send a prompt for each row of `data` and return the answers in the order of the rows.
 
@@ -711,7 +711,7 @@ class Session:
 
     @held_back()
     def start_map(
-        self, prompt: str | Callable[[Any], Any], data: Any = None, **about: Unpack[MapOptions]
+        self, prompt: str | Callable[[Any], Any] = "", data: Any = None, **about: Unpack[MapOptions]
     ) -> MapRun:
         """Check a map and return it before anything is sent; it has the arguments of `map`.
 
@@ -723,7 +723,7 @@ class Session:
         return self._map_run(prompt, data, about, is_lazy=False)
 
     def imap(
-        self, prompt: str | Callable[[Any], Any], data: Any = None, **about: Unpack[MapOptions]
+        self, prompt: str | Callable[[Any], Any] = "", data: Any = None, **about: Unpack[MapOptions]
     ) -> Iterator[Reply | None]:
         """Do what `map` does, and yield each answer when those before it are there.
 
@@ -733,7 +733,7 @@ class Session:
         return self._map_run(prompt, data, about, is_lazy=True).replies()
 
     async def amap(
-        self, prompt: str | Callable[[Any], Any], data: Any = None, **about: Unpack[MapOptions]
+        self, prompt: str | Callable[[Any], Any] = "", data: Any = None, **about: Unpack[MapOptions]
     ) -> Mapped:
         """Do what `map` does, from async code. Cancelling the task stops the model."""
         await self._loads.wait_async()
@@ -762,7 +762,7 @@ class Session:
         return run
 
     @held_back()
-    def dry_run(self, prompt: Prompt | Request, **about: Unpack[AskOptions]) -> DryRun:
+    def dry_run(self, prompt: Prompt | Request = "", **about: Unpack[AskOptions]) -> DryRun:
         """Return the exact messages and their token count; generates nothing.
 
         Without a model the tokens are not counted.

@@ -185,7 +185,7 @@ def test_wrong_cell_sends_nothing(k: Kernel) -> None:
     for cell, message in {
         "--over dff\n{text}": '--over dff: dff is not defined. Did you mean "df"?',
         "--over df.foo\n{text}": "--over df.foo: AttributeError: 'DataFrame' object has no attribute",
-        "--over df[\n{text}": "--over df[ is no Python expression.",
+        "--over df[\n{text}": "--over df[ is not a Python expression.",
         "--over sized[sized.pop > 2]\n{item}": 'sized.pop is a method; the column is sized["pop"].',
         "--over df --retries 2\n{text}": 'has no option --retries. Did you mean "--retry-failed"?',
         "--over df --choices a,b\n{text}": 'has no option --choices. Did you mean "--choice"?',

@@ -171,7 +171,7 @@ def test_dry_run_shows_the_schema_and_how_it_is_enforced(k: Kernel) -> None:
         ("--schema list[Persn]", "--schema list[Persn]: NameError: name 'Persn' is not defined."),
         ("--schema 'name, age years'", "'age years': there is no type 'years'. Use str, int,"),
         ("--schema missing.json", "missing.json cannot be read: No such file or directory."),
-        ("--schema will", "A function is no type. Use a class"),
+        ("--schema will", "A value of type function is not a type of answers. Use a class"),
         ('--schema Literal["red"]', "is not defined. Run: from typing import Literal"),
         ('--schema ["red","green"]', "For one of several labels, use --choice."),
         ("--choice red", "--choice red: red is not defined."),

@@ -620,8 +620,8 @@ BRACES = [
                 ("See {xs;} now", "{xs;}", "ends with a semicolon; write {xs}"),
                 ("{xs !r}", "{xs !r}", "has a space before the conversion; write {xs!r}"),
                 ("{a !s:>9}", "{a !s:>9}", "has a space before the conversion; write {a!s:>9}"),
-                ("{xs[0]!}", "{xs[0]!}", "has !, which is no conversion; write {xs[0]}"),
-                ("{xs[0]!d}", "{xs[0]!d}", "has !d, which is no conversion; write {xs[0]}"),
+                ("{xs[0]!}", "{xs[0]!}", "has !, which is not a conversion; write {xs[0]}"),
+                ("{xs[0]!d}", "{xs[0]!d}", "has !d, which is not a conversion; write {xs[0]}"),
                 (
                     "{{{len(xs)}}}",
                     "{{{len(xs)}}}",
