@@ -101,9 +101,14 @@ def test_table_shows_what_failed_was_cut_or_is_missing(k: Kernel) -> None:
 
 def test_table_with_a_column_answer_keeps_it(k: Kernel) -> None:
     k.ok("two = pd.DataFrame({'city': ['Lima', 'Oslo'], 'answer': ['old', 'old']})")
-    ran = k.ok("%%llm --over two -o res\n{city}")
+    ran = k.ok("%%llm --over two -o res\n{city} {answer}")
+    # The table is headed as it is stored.
+    assert ran.text.splitlines()[0].split() == ["index", "city", "answer", "answer_2"]
     assert "with the column answer_2, because the data has a column answer" in ran.text
-    assert k.value("res.values.tolist()") == [["Lima", "old", "Lima"], ["Oslo", "old", "Oslo"]]
+    assert k.value("list(res.answer_2)") == ["Lima old", "Oslo old"]
+    assert k.value("list(res.answer)") == ["old", "old"]
+    ran = k.ok("%%llm --over two -o two['reply']\n{city}")
+    assert ran.text.splitlines()[0].split() == ["index", "city", "reply"]
     k.ok("%%llm --over res -o res2\n{city}")
     assert k.value("list(res2.columns)") == ["city", "answer", "answer_2", "answer_3"]
     assert k.value("list(llm.last_mapped.frame('answer').columns)") == [

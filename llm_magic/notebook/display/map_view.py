@@ -56,10 +56,12 @@ class MapView:
         *,
         show_footer: bool = True,
         stored_in: str = "",
+        column: str | None = None,
         label: str = "",
     ) -> None:
-        """`stored_in` is where the answers will be, and `label` the name of a job."""
+        """`stored_in` is where the answers will be, in a `column`; `label` is the name of a job."""
         self._run, self._area, self._show_footer = run, area, show_footer
+        self._column = column
         self._state = f"{label or shown_name(run.model)}: incomplete so far"
         if stored_in:
             self._state += f" · when complete: {stored_in}, unless the kernel restarts"
@@ -124,7 +126,8 @@ class MapView:
         answer_type = run.mapped.answer_type
         fields = answer_type.fields[:_COLUMNS] if answer_type is not None else ()
         references = (shortened(one, _CELL) for one in run.references[:_COLUMNS])
-        heads = ["index", *references, *(fields or ("answer",))]
+        names = run.mapped.answer_columns(self._column)
+        heads = ["index", *references, *(shortened(n, _CELL) for n in names[: len(fields) or 1])]
         rows = []
         for position in positions:
             label, *texts = (shortened(text, _CELL) for text in run.shown(position))

@@ -190,7 +190,7 @@ class Output:
             variables[self.name] = mapped.frame()
             fields = mapped.answer_type.fields if mapped.answer_type is not None else ()
             added = (
-                f"a column for each field: {', '.join(fields)}"
+                f"a column for each field: {', '.join(mapped.answer_columns())}"
                 if fields
                 else f"the column {mapped.answer_column}"
             )
