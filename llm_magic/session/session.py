@@ -627,6 +627,8 @@ class Session:
 
         >>> llm.generate("What is 7 times 6?", temperature=0)
 
+        After three seconds, a notebook shows in the cell how much of the answer there is.
+
         Args:
             prompt: A string, or a list of messages such as ``{"role": "user", "content": "…"}``.
             about: The options of ``%%llm`` for this call: model, system, chat, trim, max_new_tokens,
@@ -685,6 +687,7 @@ class Session:
     ) -> Mapped:
         """Send a prompt for each row of `data` and return the answers in the order of the rows.
 
+        After a second, a notebook shows the progress in the cell: rows, speed, time left, failures.
         The answers have no index. As a column of another table, use ``frame()["answer"]``, which has
         the index of `data`.
 

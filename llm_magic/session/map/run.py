@@ -320,9 +320,11 @@ class MapRun:
             GenerationStopped: It was stopped in another way, such as by ``%llm_stop``.
             LLMMagicError: A row failed and ``on_error="stop"`` is set, or an error concerns all rows.
         """
-        if not self.done and (view := self.progress_view(self)) is not None:
+        # The cell of a job shows its progress.
+        view = self.progress_view(self) if self.number is None and not self.done else None
+        if view is not None:
             show_until_end(self, view)
-        if not self.done:
+        elif not self.done:
             for _ in self.updates():
                 pass
         self._raise_error(self.error)
