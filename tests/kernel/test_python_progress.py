@@ -56,6 +56,10 @@ def test_failed_rows_leave_their_count(k: Kernel) -> None:
     k.ok("slow('a', seconds=1.5); backend.will(GenerationFailed('It broke.'))")
     ran = k.ok("answers = llm.map('which {item}', range(2), workers=1)")
     assert re.fullmatch(r"tiny · 2 of 2 rows · 1 failed · 7 → 1 tokens? · .* tokens/s", ran.text)
+    k.ok("backend.will('a', Pause(1.5), GenerationFailed('It broke.')); slow('b', seconds=1.5)")
+    ran = k.ok("for name in 'ab': llm.map(f'in a loop {name} {{item}}', [1])")
+    assert "1 failed" in left(ran)[0]
+    assert left(ran)[1:] == [""]
     # A map that sends failed rows again shows its progress, too.
     k.ok("slow('b', seconds=1.5)")
     ran = k.ok("answers.retry();")

@@ -53,6 +53,10 @@ class CallLines:
             self._last = run, self._magics.live_area()
         return self._last[1]
 
+    def keep_output(self) -> None:
+        """Leave the output as it is: the next call has another one."""
+        self._last = None
+
 
 class CallLine:
     """Shows how far an answer or a map is, once the call is not short any more."""
@@ -98,8 +102,12 @@ class CallLine:
     def __exit__(self, *_error: object) -> None:
         """Remove the line; the counts of a map with failed rows stay."""
         self._lines.in_use.discard(self._run)
-        if self._area is not None:
-            self._area.show(*self._last_line())
+        if self._area is None:
+            return
+        text, page = self._last_line()
+        self._area.show(text, page)
+        if text:
+            self._lines.keep_output()
 
     def _last_line(self) -> tuple[str, str]:
         from llm_magic.notebook.display.live_output import muted
