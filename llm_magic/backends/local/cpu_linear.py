@@ -7,8 +7,8 @@ it takes 0.5 to 0.7 of the time of oneDNN's in either; with AMX, 1.2 times that 
 one. `Bfloat16Linear` stores the weight as the rows need it that it gets; the numbers are the same. Layers
 with the same input are fused, see `fused_linear`.
 
-With AMX, oneDNN's product of a single row takes 0.85 of the time with a packed weight. To pack all at the
-load would take three times as long as the rest of it, and later, a long prompt would round differently.
+With AMX, oneDNN's product of a single row takes 0.85 to 1 of the time with a packed weight. To pack all at
+the load would take three times as long as the rest of it, and later, a long prompt would round differently.
 
 Without them (most laptops), oneDNN has no kernel for bfloat16 and float16: torch's own is good for
 single rows, but for several rows it is a loop that takes 4 to 8 times as long as converting the weights
