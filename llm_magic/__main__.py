@@ -80,8 +80,8 @@ def _unexpected(word: str, command: str | None) -> str:
         near = near or did_you_mean(word.lstrip("-"), _COMMANDS, count=1)
     elif command == "demo":
         near = near or f" Options of JupyterLab follow --: {_EXAMPLE}"
-    of_command = f"{command} " if command else ""
-    return f"There is no option {word}.{near or f' Run: llm-magic {of_command}--help'}"
+    name = f"llm-magic {command}" if command else "llm-magic"
+    return f"{word} is not an option of {name}.{near or f' Run: {name} --help'}"
 
 
 def _parser() -> argparse.ArgumentParser:

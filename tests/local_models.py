@@ -15,16 +15,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from llm_magic.backends.local import cpu_linear
 from llm_magic.backends.local.backend import LocalTransformersBackend
 from llm_magic.backends.local.local_model import LocalModel
 from llm_magic.session import Session
 from tests.scripted import settings
 from tests.tiny_models import Options, tiny_llama
 
-# The bytes of the weights of SmolLM2-135M in bf16, and of its output head.
+# The bytes of the weights of SmolLM2-135M in bf16.
 SMOLLM2_BYTES = 269_030_272
-_SMOLLM2_HEAD_BYTES = 49_152 * 576 * 2
 
 
 @contextlib.contextmanager
@@ -127,9 +125,3 @@ def listening() -> Iterator[list[str]]:
     finally:
         for logger in loggers:
             logger.removeHandler(handler)
-
-
-def packed_head_bytes() -> int:
-    """Return the bytes of the second copy that SmolLM2's head has after a load without quantization."""
-    has_copy = cpu_linear.can_pack() and not cpu_linear.few_rows()
-    return _SMOLLM2_HEAD_BYTES if has_copy else 0

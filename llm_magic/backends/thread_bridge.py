@@ -136,15 +136,17 @@ class ThreadBridge(Generic[T]):
             return self._inbox.get(timeout=timeout)
         return False
 
-    async def wait_async(self, pause: float = 0.0) -> None:
+    async def wait_async(self, pause: float = 0.0, timeout: float | None = None) -> None:
         """Wait, on the reader's loop, until there may be items, the end or an interrupt.
 
-        In the first `pause` seconds items do not end the wait.
+        In the first `pause` seconds items do not end the wait; the `timeout` ends it in any case.
         """
         here, woken = asyncio.get_running_loop(), asyncio.Event()
         self._is_pausing = pause > 0
         self._wake = functools.partial(loop_calls(here).set, woken)
-        timer = here.call_later(pause, self._end_pause, woken) if self._is_pausing else None
+        timers = [here.call_later(pause, self._end_pause, woken)] if self._is_pausing else []
+        if timeout is not None:
+            timers.append(here.call_later(timeout, woken.set))
         try:
             has_items = bool(self._items) and not self._is_pausing
             if not (has_items or self._is_closed) and self._inbox.empty():
@@ -152,7 +154,7 @@ class ThreadBridge(Generic[T]):
                 await woken.wait()
         finally:
             self._is_pausing = False
-            if timer is not None:
+            for timer in timers:
                 timer.cancel()
 
     def _end_pause(self, woken: asyncio.Event) -> None:

@@ -189,10 +189,10 @@ def alternatives(names: Sequence[str]) -> str:
     return " or ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
 
 
-def unknown_option(name: str, known: Collection[str]) -> str:
+def unknown_option(name: str, known: Collection[str], kind: str = "an option") -> str:
     """Return the message about a name that no option has."""
     advice = did_you_mean(name, known) or f" Available: {', '.join(known)}."
-    return f"There is no option {name!r}.{advice}"
+    return f"{name!r} is not {kind}.{advice}"
 
 
 def _shown(value: object) -> str:

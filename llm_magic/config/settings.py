@@ -63,7 +63,7 @@ def _variable_name(value: object) -> object:
     raise PydanticCustomError(
         "key",
         f"{option('key_env')} takes the name of an environment variable that holds the key, never the key"
-        f" itself: {either('what is on the line is saved in the notebook', 'code is no place for it')}."
+        f" itself: {either('what is on the line is saved in the notebook', 'code is not the place for it')}."
         f"{_similar_variable(value)}",
     )
 
@@ -80,7 +80,7 @@ def _similar_variable(value: object) -> str:
     if name in os.environ and _is_name(name):
         return f" Did you mean {name}?"
     if _WORDS_FOR_KEY.fullmatch(value):
-        return f" {value} is no name of a variable; write {option('key_env', name)}."
+        return f" {value} is not the name of a variable; write {option('key_env', name)}."
     return ""
 
 

@@ -84,7 +84,9 @@ def _check_variables() -> list[Finding]:
         found = {name.upper() for name in (*os.environ, *read_env_file())}
         names = sorted(n for n in found - {*known} if n.startswith(("LLM_", "DEFAULT_LLM_")))
         near = {name: did_you_mean(name, known, count=1).strip() for name in names}
-        if wrong := [f"{name} is no setting. {advice}" for name, advice in near.items() if advice]:
+        if wrong := [
+            f"{name} is not a setting. {advice}" for name, advice in near.items() if advice
+        ]:
             fix = "rename it, then %llm_config --reset; ignore it if it is of another program"
             return [Finding("variables", "warn", " ".join(wrong), fix)]
         if names:

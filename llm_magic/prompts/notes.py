@@ -13,7 +13,7 @@ from llm_magic.errors import did_you_mean
 from llm_magic.prompts import expressions
 from llm_magic.prompts.allowed_operations import FUNCTIONS
 from llm_magic.prompts.expressions import Expression, Inserted
-from llm_magic.prompts.trusted_types import ARRAYS, NotAllowed, family
+from llm_magic.prompts.trusted_types import ARRAYS, TEXTS, NotAllowed, family
 
 # Numbers alone, as in an f-string: `{1/0}`. `{1,3}` and `{2-4}` are also ranges.
 _ARITHMETIC = re.compile(r"[\d.]+(?: ?(?:[+*/%]|//|\*\*) ?[\d.]+)+")
@@ -31,7 +31,16 @@ _CONVERSION = re.compile(r"(?P<code>[^!]*[^!\s])\s*+!(?P<conversion>\w*+)(?P<spe
 # What IPython and Python define in each notebook, which a template does not read.
 _SHELL_NAME = re.compile(r"_{1,3}|_i{0,3}|_i?\d+|_[iod]h|In|Out|exit|quit|get_ipython")
 _TEXT_METHODS = frozenset(("capitalize", "lower", "strip", "title", "upper"))
-_SEVERAL = re.compile(r"[^\W\d]\w++(?:[,;] ?[^\W\d]\w++)++")  # but not `{x, y}`, a set
+_SEVERAL = re.compile(r"[^\W\d]\w++(?:[,;] ?[^\W\d]\w++)++")
+# `{x, y}`: also a set of letters, unless they are the names of texts.
+_LETTERS = re.compile(r"[^\W\d]\w*+(?:[,;] [^\W\d]\w*+)++")
+# What follows a colon in types, paths and CSS: `{name:string}`, `{color:red}`.
+_WORDS_OF_CODE = frozenset(
+    ("any", "array", "auto", "black", "block", "blue", "bold", "bool", "boolean", "bytes", "center", "date",
+     "datetime", "dict", "float", "gray", "green", "hidden", "inherit", "int", "integer", "italic", "left",
+     "list", "none", "null", "number", "object", "path", "red", "right", "slug", "str", "string", "text",
+     "uuid", "white", "yellow")
+)  # fmt: skip
 QUOTED = r"""(?:"(?:[^"\\\n]|\\.)*+"|'(?:[^'\\\n]|\\.)*+')"""
 
 
@@ -50,10 +59,6 @@ class Mistyped:
         if (named := _SPACED_KEY.fullmatch(code)) and self._is_key(named["name"], named["key"]):
             better = shown(f'{named["name"]}["{named["key"]}"]')
             return f"has a name with spaces; write {better}"
-        if _SEVERAL.fullmatch(code) and all(
-            map(self._is_defined, parts := re.split("[,;] ?", code))
-        ):
-            return f"has several names; write {' '.join(map(shown, parts))}"
         if reason := self._misplaced_mark(code):
             return reason
         if _ARITHMETIC.fullmatch(code):
@@ -67,6 +72,14 @@ class Mistyped:
             is_code = any(map(iskeyword, text.split()))
             return "" if is_code else f"has text after the expression; write {better}"
         return "contains :=" if self._is_defined(code.partition(":=")[0]) else ""
+
+    def several(self, code: str) -> list[str]:
+        """Return the names of variables in a list of names; none in another text, or a set of letters."""
+        parts = re.split("[,;] ?", code)
+        if _SEVERAL.fullmatch(code):
+            return parts if all(map(self._is_defined, parts)) else []
+        is_texts = all(family(self._names.get(part)) in TEXTS for part in parts)
+        return parts if _LETTERS.fullmatch(code) and is_texts else []
 
     def _misplaced_mark(self, code: str) -> str:
         """Return the reason for a comma, a semicolon or an exclamation mark in the wrong place."""
@@ -84,14 +97,16 @@ class Mistyped:
             better = f"{mark['code']}!{mark['conversion']}{mark['spec'] or ''}"
             return f"has a space before the conversion; write {shown(better)}"
         better = shown(f"{mark['code']}{mark['spec'] or ''}")
-        return f"has !{mark['conversion']}, which is no conversion; write {better}"
+        return f"has !{mark['conversion']}, which is not a conversion; write {better}"
 
     def reason_of_word(self, head: str, word: str) -> str:
-        """Return the reason that a word after a colon is no format spec, but not for CSS: ``{a:red}``."""
+        """Return the reason that a word after a colon is not a format spec; none for ``{a:int}``."""
         if word in _TEXT_METHODS:
             better = f"; write {shown(f'{head}.{word}()')}"
         elif head.isidentifier() and family(self._names[head]) not in ARRAYS:
-            return ""
+            if word in _WORDS_OF_CODE:
+                return ""
+            better = f"; write {shown(head)}"
         else:
             better = f"; write {shown(f'{head}.to_{word}()')}" if word in _FORMATS else ""
         return f'has the format spec "{word}", which Python does not support{better}'

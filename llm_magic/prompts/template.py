@@ -82,6 +82,7 @@ _CODE_BEFORE = re.compile(r"""[.\\$&|)\]]$|["']\s*:\s*$|^\s*(?:import|export|con
 _CODE_AFTER = re.compile(r"[\[(=]|\.\w+\(")
 # The braces of a block of code or of an object: `function(x) { x }`, `=> { x }`.
 _BLOCK_BEFORE = re.compile(r"(?:[)=>]|\b(?:do|else|try|return))\s*$")
+_JOINED = re.compile(r"(?:[\w/.#>*)\]]|\w\()$")  # to the brace after it
 # An f-string displays `{x=}` as `x=3`.
 _ECHOED = re.compile(r"(?P<code>[^=]+)=(?:![rsa])?(?::[^{}]*)?")
 _WITH_BRACKET = re.compile(r"(?P<code>(?P<name>[^\W\d]\w*)[.\[(][^{}\n]*)\}")
@@ -485,7 +486,12 @@ class _Filler:
             return "contains a star"
         head, _, word = code.rpartition(":")
         if head and is_word(word) and self._is_defined(head):
-            return self._mistyped.reason_of_word(head, word)
+            # In a path, after a selector, or in a call.
+            before = self._text[max(0, start - 2) : start]
+            is_code = head.isidentifier() and _JOINED.search(before)
+            return "" if is_code else self._mistyped.reason_of_word(head, word)
+        if (names := self._mistyped.several(code)) and not _in_formula(self._text, start + 1):
+            return f"has several names; write {' '.join(map(shown, names))}"
         return self._mistyped.reason(code)
 
     def _is_block(self, start: int) -> bool:

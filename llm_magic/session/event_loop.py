@@ -229,9 +229,13 @@ class LoopStream(Generic[T]):
     # -- on the loop --------------------------------------------------------------------------
 
     def _start_task(self) -> None:
+        self._loop = loop_calls(asyncio.get_running_loop())
         self._task = asyncio.ensure_future(self._run())
         # A callback, not a `finally`: a task cancelled before its first step never enters its body.
         self._task.add_done_callback(self._end_task)
+        if self._deadline < math.inf:
+            # An interrupt ended `start` before it returned.
+            self._task.cancel()
 
     async def _run(self) -> None:
         async with contextlib.aclosing(self._source) as source:
@@ -296,7 +300,7 @@ class LoopStream(Generic[T]):
 
     def cancel(self) -> None:
         """Cancel, only once: a second time would break off the clean-up that the first began."""
-        if self._deadline < math.inf or self._loop is None:
+        if self._deadline < math.inf or not self.is_started:
             return
         self._deadline = time.monotonic() + GRACE_S
         self.call(lambda: self._task and self._task.cancel())
@@ -366,12 +370,14 @@ class LoopStream(Generic[T]):
         stopping: Callable[[], None] = lambda: None,
         *,
         stops: bool = True,
+        timeout: float | None = None,
     ) -> AsyncGenerator[list[T], None]:
         """Start, and yield what a bridge has until the end, on the caller's loop.
 
-        Leaving early stops the generator, unless `stops` is false. Where SIGINT cancels the caller,
-        this raises `Interrupted`, which is also a `CancelledError`; `stopping` is called first where
-        SIGINT ended the cell, but not this wait.
+        It also yields when nothing has come for `timeout` seconds. Leaving early stops the generator,
+        unless `stops` is false. Where SIGINT cancels the caller, this raises `Interrupted`, which is
+        also a `CancelledError`; `stopping` is called first where SIGINT ended the cell, but not this
+        wait.
         """
         here = loop_calls(asyncio.get_running_loop())
         with interruptible_wait.translated(stopping), self._thread.interrupting(bridge):
@@ -384,7 +390,7 @@ class LoopStream(Generic[T]):
                     if bridge.take_interrupt():
                         raise Interrupted("Stopped.")
                     with here.woken_regularly():
-                        await bridge.wait_async()
+                        await bridge.wait_async(timeout=timeout)
             finally:
                 bridge.leave()
                 if stops:

@@ -59,6 +59,31 @@ class Running(Protocol):
         """Return, about ten times a second, until nothing more is generated; never stops it."""
 
 
+class ProgressView(Protocol):
+    """Shows what Python code waits for; the end of its ``with`` block removes what must not stay."""
+
+    def pause(self) -> float:
+        """Return the time until the next update."""
+
+    def draw(self) -> None:
+        """Show how far it is, if it is time for that."""
+
+    def __enter__(self) -> object: ...
+
+    def __exit__(self, *error: object) -> None: ...
+
+
+def show_until_end(running: Job, view: ProgressView) -> None:
+    """Wait until an answer or a map has ended, and show how far it is; an interrupt stops it."""
+    with view:
+        for _ in running.updates(view.pause):
+            view.draw()
+
+
+def without_view(_running: Job) -> None:
+    """Return no view: outside of notebooks nothing is shown."""
+
+
 def continuing(jobs: Iterable[Running]) -> str:
     """Return which of the jobs still run: ``jobs 1, 2 continue``, or an empty string."""
     running = [job for job in jobs if not job.done]

@@ -30,8 +30,15 @@ if TYPE_CHECKING:
     from llm_magic.types import ModelInfo, Structure
 
 # What options of magics and of other libraries are in Python.
+_FIRST = "The prompt comes first, without a name:"
+_DATA = "The data follows the prompt, without a name: llm.map(PROMPT, DATA)."
 _IN_PYTHON = {
     "format": "For JSON, call json() of the reply.",
+    "input": f"{_FIRST} llm.generate(PROMPT).",
+    "messages": f"{_FIRST} llm.generate(MESSAGES).",
+    "df": _DATA,
+    "rows": _DATA,
+    "prompts": 'For several prompts: llm.map("{item}", PROMPTS).',
     "stream": "Call llm.stream, which yields the answer in chunks.",
 }
 _NO_VALUES = (types.ModuleType, types.FunctionType, types.BuiltinFunctionType, type)
@@ -97,11 +104,10 @@ class AskOptions(CallOptions, TypeOptions, total=False):
 
 def request(prompt: Prompt, about: AskOptions) -> Request:
     """Make a request of keyword arguments."""
-    if unknown := about.keys() - AskOptions.__annotations__.keys():
-        _raise_unknown(min(unknown))
+    check_names(about, AskOptions.__annotations__)
     if isinstance(prompt, str) and not prompt.strip():
         # `prepare` names the magics.
-        raise OptionError("The prompt is empty.")
+        raise OptionError("The prompt is empty. It comes first, as in llm.generate(PROMPT).")
     if isinstance(prompt, str) and "{" in prompt:
         _warn_about_reference(prompt)
     options: dict[str, Any] = dict(about)
@@ -145,18 +151,23 @@ def _warn_about_reference(prompt: str) -> None:
         warnings.warn(message, stacklevel=level)
 
 
-def _raise_unknown(name: str) -> NoReturn:
-    """Raise the error for a keyword argument that no call has."""
+def check_names(about: Mapping[str, object], known: Mapping[str, object]) -> None:
+    """Raise `OptionError` for a keyword argument that is not a known one."""
+    if unknown := about.keys() - known.keys():
+        _raise_unknown(min(unknown), known)
+
+
+def _raise_unknown(name: str, known: Mapping[str, object]) -> NoReturn:
     if name == "bg":
         magic = either("use %%llm --bg -o job, or ", "")
         raise OptionError(
-            f"There is no option 'bg'. For an answer in the background, {magic}await llm.agenerate(PROMPT)."
+            f"'bg' is not an option. For an answer in the background, {magic}await llm.agenerate(PROMPT)."
         )
     if name in _IN_PYTHON:
-        raise OptionError(f"There is no option {name!r}. {_IN_PYTHON[name]}")
+        raise OptionError(f"{name!r} is not an option. {_IN_PYTHON[name]}")
     from llm_magic.config.option_spec import unknown_option
 
-    raise OptionError(unknown_option(name, AskOptions.__annotations__))
+    raise OptionError(unknown_option(name, known))
 
 
 @dataclass(frozen=True, slots=True)

@@ -190,8 +190,8 @@ def _of_adapter(named: Any, name: str, by: By) -> AnswerType:
         is_labels = isinstance(named, (list, tuple)) and all(isinstance(one, str) for one in named)
         advice = f" For one of several labels, use {option('choice')}." if is_labels else ""
         raise OptionError(
-            f"A {type(named).__name__} is no type. Use a class, such as a pydantic model, a JSON schema, or"
-            f" 'name, age int'.{advice}",
+            f"A value of type {type(named).__name__} is not a type of answers. Use a class, such as a"
+            f" pydantic model, a JSON schema, or 'name, age int'.{advice}",
         )
     try:
         adapter: TypeAdapter[Any] = TypeAdapter(named)

@@ -35,7 +35,15 @@ from llm_magic.session.cell_keys import Cells
 from llm_magic.session.chats import Chats, check_name
 from llm_magic.session.event_loop import LoopThread
 from llm_magic.session.interruptible_wait import held_back
-from llm_magic.session.jobs import Jobs, Running, stopped_waiting
+from llm_magic.session.jobs import (
+    Job,
+    Jobs,
+    ProgressView,
+    Running,
+    show_until_end,
+    stopped_waiting,
+    without_view,
+)
 from llm_magic.session.loading import LoadRequest, Loads, OnWait
 from llm_magic.session.recording import Recorder
 from llm_magic.session.requests import (
@@ -119,6 +127,7 @@ class Session:
     chats: Chats
     cells: Cells
     jobs: Jobs
+    progress_view: Callable[[Job], ProgressView | None]
 
     def __init__(
         self,
@@ -138,6 +147,8 @@ class Session:
         self.chats = Chats()
         # The magics set `current`, where there is a frontend.
         self.cells = Cells()
+        # Returns what shows an answer or a map that Python code waits for; the magics set it.
+        self.progress_view = without_view
         self._listeners: list[Callable[[], None]] = []
         self._closing: list[Callable[[], None]] = []
         # A tuple: other threads read it.
@@ -158,6 +169,8 @@ class Session:
         """Start anew in a forked child, which has none of the threads: nothing is loaded there."""
         # Referenced for ever: connections and memory belong to the parent.
         _inherited.append((self._loop, self.__dict__.pop("_manager", None)))
+        # The frontend is connected to the parent.
+        self.progress_view = without_view
         self._start_process(self._recorder.last)
 
     def __setattr__(self, name: str, value: object) -> None:
@@ -609,10 +622,12 @@ class Session:
         return dataclasses.replace(request, key=self.cells.key(request.chat, peek=peek))
 
     @held_back()
-    def generate(self, prompt: Prompt, **about: Unpack[AskOptions]) -> Reply:
+    def generate(self, prompt: Prompt = "", **about: Unpack[AskOptions]) -> Reply:
         """Send a prompt and return the complete answer.
 
         >>> llm.generate("What is 7 times 6?", temperature=0)
+
+        After three seconds, a notebook shows in the cell how much of the answer there is.
 
         Args:
             prompt: A string, or a list of messages such as ``{"role": "user", "content": "…"}``.
@@ -630,16 +645,18 @@ class Session:
             Interrupted: The user stopped the answer; the exception has the partial reply.
         """
         with self.ask(request(prompt, about)) as response:
+            if (view := self.progress_view(response)) is not None:
+                show_until_end(response, view)
             return response.result()
 
     @held_back()
-    def stream(self, prompt: Prompt, **about: Unpack[AskOptions]) -> Iterator[Chunk]:
+    def stream(self, prompt: Prompt = "", **about: Unpack[AskOptions]) -> Iterator[Chunk]:
         """Send a prompt and yield the chunks of the answer; leaving the loop early stops the model."""
         prepared = request(prompt, about)
         self._loads.wait()
         return ChunkIterator(self._respond(prepared))
 
-    async def agenerate(self, prompt: Prompt, **about: Unpack[AskOptions]) -> Reply:
+    async def agenerate(self, prompt: Prompt = "", **about: Unpack[AskOptions]) -> Reply:
         """Send a prompt from async code and return the complete answer.
 
         Cancelling the task stops the model.
@@ -649,7 +666,7 @@ class Session:
         return await self._respond(prepared)
 
     async def astream(
-        self, prompt: Prompt, **about: Unpack[AskOptions]
+        self, prompt: Prompt = "", **about: Unpack[AskOptions]
     ) -> AsyncGenerator[Chunk, None]:
         """Send a prompt from async code and yield the chunks of the answer.
 
@@ -703,10 +720,11 @@ class Session:
 
     @held_back()
     def map(
-        self, prompt: str | Callable[[Any], Any], data: Any = None, **about: Unpack[MapOptions]
+        self, prompt: str | Callable[[Any], Any] = "", data: Any = None, **about: Unpack[MapOptions]
     ) -> Mapped:
         """Send a prompt for each row of `data` and return the answers in the order of the rows.
 
+        After a second, a notebook shows the progress in the cell: rows, speed, time left, failures.
         The answers have no index. As a column of another table, use ``frame()["answer"]``, which has
         the index of `data`.
 
@@ -733,7 +751,7 @@ class Session:
 
     @held_back()
     def start_map(
-        self, prompt: str | Callable[[Any], Any], data: Any = None, **about: Unpack[MapOptions]
+        self, prompt: str | Callable[[Any], Any] = "", data: Any = None, **about: Unpack[MapOptions]
     ) -> MapRun:
         """Check a map and return it before anything is sent; it has the arguments of `map`.
 
@@ -745,7 +763,7 @@ class Session:
         return self._map_run(prompt, data, about, is_lazy=False)
 
     def imap(
-        self, prompt: str | Callable[[Any], Any], data: Any = None, **about: Unpack[MapOptions]
+        self, prompt: str | Callable[[Any], Any] = "", data: Any = None, **about: Unpack[MapOptions]
     ) -> Iterator[Reply | None]:
         """Do what `map` does, and yield each answer when those before it are there.
 
@@ -755,14 +773,17 @@ class Session:
         return self._map_run(prompt, data, about, is_lazy=True).replies()
 
     async def amap(
-        self, prompt: str | Callable[[Any], Any], data: Any = None, **about: Unpack[MapOptions]
+        self, prompt: str | Callable[[Any], Any] = "", data: Any = None, **about: Unpack[MapOptions]
     ) -> Mapped:
         """Do what `map` does, from async code. Cancelling the task stops the model."""
         await self._loads.wait_async()
         run = self._map_run(prompt, data, about, is_lazy=False)
-        async with contextlib.aclosing(run.aupdates()) as updates:
-            async for _ in updates:
-                pass
+        view = self.progress_view(run)
+        with view or contextlib.nullcontext():
+            async with contextlib.aclosing(run.aupdates()) as updates:
+                async for _ in updates:
+                    if view is not None:
+                        view.draw()
         return run.result()
 
     def _map_run(self, prompt: object, data: Any, about: MapOptions, *, is_lazy: bool) -> MapRun:
@@ -775,12 +796,13 @@ class Session:
             plan, self._manager, self._loop, self._recorder.usage, self._notify, is_lazy=is_lazy
         )
         self._maps = (*(ref for ref in self._maps if ref() is not None), weakref.ref(run))
+        run.progress_view = self.progress_view
         if not is_lazy:
             self._last_mapped = run.mapped
         return run
 
     @held_back()
-    def dry_run(self, prompt: Prompt | Request, **about: Unpack[AskOptions]) -> DryRun:
+    def dry_run(self, prompt: Prompt | Request = "", **about: Unpack[AskOptions]) -> DryRun:
         """Return the exact messages and their token count; generates nothing.
 
         Without a model the tokens are not counted.

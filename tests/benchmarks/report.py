@@ -146,10 +146,21 @@ def number(value: float) -> str:
 def measured(
     name: str, title: str, measure: Callable[[Rounds], Iterable[Row]], repeat: int
 ) -> Table:
-    """Run one benchmark."""
+    """Run one benchmark; prints the rows that are complete if it ends early."""
     rounds, taken = Rounds(repeat), datetime.now(UTC).isoformat(timespec="seconds")
-    rows = tuple(measure(rounds))
-    return Table(name, title, rows, tuple(rounds.shares), rounds.remark, rounds.noisy, taken)
+    rows: list[Row] = []
+
+    def table() -> Table:
+        shares = tuple(rounds.shares)
+        return Table(name, title, tuple(rows), shares, rounds.remark, rounds.noisy, taken)
+
+    try:
+        for row in measure(rounds):
+            rows.append(row)
+    except BaseException:
+        print(f"\n{table().text()}\n  (ended early: rows are missing)", flush=True)
+        raise
+    return table()
 
 
 def machine() -> dict[str, str]:

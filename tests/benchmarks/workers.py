@@ -29,6 +29,8 @@ _POOLS = {"the first worker alone": 1, "the second worker alone": 1, "two worker
 # The rows of a figure: several chunks, the same number for each worker.
 _PAUSES, _LOCAL = "answers that take 0.1 s", "SmolLM2-135M-Instruct, a thread each"
 _ROWS = {_PAUSES: 160, _LOCAL: 64}
+# With so many, each worker loads the model.
+_ROWS_TO_LOAD = 8
 _PROMPTS = {_PAUSES: "{item} pauses", _LOCAL: "Tell a story about the number {item}."}
 _TARGET = Target(">=", 0.9)
 
@@ -44,11 +46,11 @@ class Pools:
         # Rows that differ from those before.
         self._numbers = itertools.count(1000)
 
-    def rate(self, name: str, model: str) -> float:
-        """Map over rows with the workers of a pool; returns the rows per second."""
+    def rate(self, name: str, model: str, count: int) -> float:
+        """Map over `count` rows with the workers of a pool; returns the rows per second."""
         from llm_magic import llm
 
-        rows = list(itertools.islice(self._numbers, _ROWS[model]))
+        rows = list(itertools.islice(self._numbers, count))
         prompt, pool = _PROMPTS[model], self._pools[name]
         began = time.perf_counter()
         mapped = llm.map(prompt, rows, on=pool, temperature=0, max_new_tokens=32)
@@ -65,9 +67,9 @@ def measure(rounds: Rounds) -> Iterator[Row]:
         model.mkdir()
         for name, load in {_PAUSES: f"{model} -b recorded", _LOCAL: ""}.items():
             with _kernel(packages, load) as kernel:
-                ways = {pool: partial(_rate, kernel, pool, name) for pool in _POOLS}
-                for way in ways.values():
-                    way()  # its workers load the model
+                for pool in _POOLS:
+                    _rate(kernel, pool, name, _ROWS_TO_LOAD)
+                ways = {pool: partial(_rate, kernel, pool, name, _ROWS[name]) for pool in _POOLS}
                 first, second, both = rounds.in_turn(ways).values()
             alone = tuple(map(sum, zip(first, second, strict=True)))
             yield Row(f"{name}: two workers", "rows/s", both)
@@ -86,7 +88,7 @@ def _kernel(packages: Path, load: str) -> Iterator[Kernel]:
         yield kernel
 
 
-def _rate(kernel: Kernel, pool: str, model: str) -> float:
-    kernel.ok(f"rate = pools.rate({pool!r}, {model!r})", timeout=600)
+def _rate(kernel: Kernel, pool: str, model: str, count: int) -> float:
+    kernel.ok(f"rate = pools.rate({pool!r}, {model!r}, {count})", timeout=600)
     rate: float = kernel.value("rate")
     return rate

@@ -77,7 +77,7 @@ def test_several_changes_at_once_and_one_setting_alone(k: Kernel) -> None:
         ("top_k 3 --temprature 0.3", 'Did you mean "--temperature"?'),
         ("top_k 3 system Be brief.", 'Put a text in quotes: system="…".'),
         ("top_k 3 -t 0.2 temperature=0.3", "temperature is given twice."),
-        ("model=slow", "model is no setting of answers. Run %llm_load MODEL."),
+        ("model=slow", "model is not a setting of answers. Run %llm_load MODEL."),
         ("backend openai", "Run %llm_load MODEL --backend BACKEND."),
         ("timeout=3", "Run %llm_load MODEL --idle-timeout S."),
         ('top_k=3 --stop ""', "A stop text is empty. For none: %llm_config stop=none."),

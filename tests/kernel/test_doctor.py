@@ -63,8 +63,8 @@ def test_wrong_names_of_settings(scripted: Kernel) -> None:
         assert rows == [
             (
                 "warn",
-                'LLM_BACKEND is no setting. Did you mean "LLM_BACKEND_TYPE"?'
-                ' LLM_TEMPERATURE is no setting. Did you mean "DEFAULT_LLM_TEMPERATURE"?',
+                'LLM_BACKEND is not a setting. Did you mean "LLM_BACKEND_TYPE"?'
+                ' LLM_TEMPERATURE is not a setting. Did you mean "DEFAULT_LLM_TEMPERATURE"?',
             )
         ]
         scripted.ok("os.environ['LLM_BACKEND_TYPE'] = 'olama'\nother = type(llm)()")

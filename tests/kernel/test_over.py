@@ -101,9 +101,14 @@ def test_table_shows_what_failed_was_cut_or_is_missing(k: Kernel) -> None:
 
 def test_table_with_a_column_answer_keeps_it(k: Kernel) -> None:
     k.ok("two = pd.DataFrame({'city': ['Lima', 'Oslo'], 'answer': ['old', 'old']})")
-    ran = k.ok("%%llm --over two -o res\n{city}")
+    ran = k.ok("%%llm --over two -o res\n{city} {answer}")
+    # The table is headed as it is stored.
+    assert ran.text.splitlines()[0].split() == ["index", "city", "answer", "answer_2"]
     assert "with the column answer_2, because the data has a column answer" in ran.text
-    assert k.value("res.values.tolist()") == [["Lima", "old", "Lima"], ["Oslo", "old", "Oslo"]]
+    assert k.value("list(res.answer_2)") == ["Lima old", "Oslo old"]
+    assert k.value("list(res.answer)") == ["old", "old"]
+    ran = k.ok("%%llm --over two -o two['reply']\n{city}")
+    assert ran.text.splitlines()[0].split() == ["index", "city", "reply"]
     k.ok("%%llm --over res -o res2\n{city}")
     assert k.value("list(res2.columns)") == ["city", "answer", "answer_2", "answer_3"]
     assert k.value("list(llm.last_mapped.frame('answer').columns)") == [
@@ -185,7 +190,7 @@ def test_wrong_cell_sends_nothing(k: Kernel) -> None:
     for cell, message in {
         "--over dff\n{text}": '--over dff: dff is not defined. Did you mean "df"?',
         "--over df.foo\n{text}": "--over df.foo: AttributeError: 'DataFrame' object has no attribute",
-        "--over df[\n{text}": "--over df[ is no Python expression.",
+        "--over df[\n{text}": "--over df[ is not a Python expression.",
         "--over sized[sized.pop > 2]\n{item}": 'sized.pop is a method; the column is sized["pop"].',
         "--over df --retries 2\n{text}": 'has no option --retries. Did you mean "--retry-failed"?',
         "--over df --choices a,b\n{text}": 'has no option --choices. Did you mean "--choice"?',
@@ -425,6 +430,8 @@ def test_completion_offers_what_has_rows(k: Kernel) -> None:
     assert not {"k", "pd", "frame", "backend"} & set(offered)
     assert k.complete("%%llm --over df --on-error ") == ["keep", "stop"]
     assert "--retry-failed" in k.complete("%%llm --over df --")
+    first = "%%llm --over df.head(2) -o out\nWhich"
+    assert k.completed(f"{first} {{te|}}?") == [f"{first} {{text}}?"]
 
 
 def test_output_that_is_saved_once_has_the_end_only(k: Kernel) -> None:

@@ -103,7 +103,7 @@ def test_load_checks_server_and_shows_its_address(k: Kernel, server: FaultServer
         ("%llm_load tiny -b openai --key-env sk-1", "--key-env takes the name of an environment"),
         (
             "%llm_load tiny -b openai --key-env my-key",
-            "my-key is no name of a variable; write --key-env MY_KEY",
+            "my-key is not the name of a variable; write --key-env MY_KEY",
         ),
         ("%llm_load ollama/llama3.2", "Run %llm_load llama3.2 -b ollama."),
         ("%llm_load tiny -b openai --api-key sk-1", "A key in a cell is saved with the notebook."),

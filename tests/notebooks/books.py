@@ -36,6 +36,7 @@ PATH = _PATTERNS[0]
 _WRITTEN = "localhost:8000"
 SECRET = secrets.token_hex(16)  # the key of that server
 WIDGET = "application/vnd.jupyter.widget-view+json"
+_REMOVED = {"text/plain": "", "text/html": ""}
 _CELL_TIMEOUT_S = 300  # on a busy machine; about 5 s otherwise
 
 
@@ -123,6 +124,9 @@ def run(path: Path, stream: Literal["on", "off"]) -> NotebookNode:
             resources={"metadata": {"path": str(path.parent)}},
         )
         client.execute(env=dict(around.environment))
+        for cell in code_cells(book):
+            # A line of progress that was removed at its end.
+            cell.outputs = [output for output in cell.outputs if output.get("data") != _REMOVED]
         return around.close(book)
 
 

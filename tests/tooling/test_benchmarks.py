@@ -134,6 +134,20 @@ def test_the_printed_table_has_every_row() -> None:
     assert text.splitlines()[3].endswith("missing: scripts/install-peers litellm")
 
 
+def test_a_benchmark_that_ends_early_prints_its_complete_rows(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def measure(_rounds: Rounds) -> Iterator[Row]:
+        yield Row("the first", "tok/s", (3.5,))
+        raise SystemExit(1)
+
+    with pytest.raises(SystemExit):
+        report.measured("short", "two rows", measure, 1)
+    printed = capsys.readouterr().out
+    assert "the first" in printed
+    assert "ended early" in printed
+
+
 def test_the_json_has_every_figure_and_who_is_missing(tmp_path: Path) -> None:
     rows = (
         Row("ours", "ms", (1.0, 3.0), Target("<=", 2.0)),

@@ -18,8 +18,9 @@ LOADED = {
     "llm_magic": "backends config errors notebook session text types",
     "llm_magic.backends": "reasoning stop_strings thread_bridge",
     "llm_magic.config": "commands",
-    "llm_magic.notebook": "arguments cell_interrupts frontend magics",
+    "llm_magic.notebook": "arguments cell_interrupts display frontend magics",
     "llm_magic.notebook.arguments": "matcher",
+    "llm_magic.notebook.display": "call_line",
     "llm_magic.notebook.magics": "ask base chats doctor help jobs models panel traitlets_config",
     "llm_magic.session": (
         "cell_keys chat_files chats context_window event_loop interruptible_wait jobs loading"

@@ -104,14 +104,17 @@ def test_missing_command_lists_the_commands(capsys: pytest.CaptureFixture[str]) 
     [
         ("demmo", "There is no command 'demmo'. Did you mean \"demo\"?"),
         ("xyz", "There is no command 'xyz'. Commands: demo, doctor."),
-        ("--doctor", 'There is no option --doctor. Did you mean "doctor"?'),
+        ("--doctor", '--doctor is not an option of llm-magic. Did you mean "doctor"?'),
         (
             "demo --port abc",
-            "There is no option --port. Options of JupyterLab follow --:"
+            "--port is not an option of llm-magic demo. Options of JupyterLab follow --:"
             " llm-magic demo -- --no-browser --port 9000",
         ),
-        ("doctor --json", "There is no option --json. Run: llm-magic doctor --help"),
-        ("doctor --hep", 'There is no option --hep. Did you mean "--help"?'),
+        (
+            "doctor --json",
+            "--json is not an option of llm-magic doctor. Run: llm-magic doctor --help",
+        ),
+        ("doctor --hep", '--hep is not an option of llm-magic doctor. Did you mean "--help"?'),
         ("doctor now", "Unexpected argument 'now'. Run: llm-magic doctor --help"),
     ],
 )

@@ -2,9 +2,13 @@
 
 With AVX512 or AMX, oneDNN has a kernel for bfloat16. It reads a weight in blocks of its own layout, and
 reorders a usual matrix in every product: several rows take 0.6 to 0.9 of the time if the weight is
-stored in that layout. For a single row, torch has a kernel of its own for the usual layout, which takes
-0.5 to 0.7 of the time of oneDNN's in either. `Bfloat16Linear` stores the weight as the rows need it that
-it gets; the numbers are the same. Layers with the same input are fused, see `fused_linear`.
+stored in that layout. For a single row, torch has a kernel of its own for the usual layout. Without AMX,
+it takes 0.5 to 0.7 of the time of oneDNN's in either; with AMX, 1.2 times that of oneDNN's for the usual
+one. `Bfloat16Linear` stores the weight as the rows need it that it gets; the numbers are the same. Layers
+with the same input are fused, see `fused_linear`.
+
+With AMX, oneDNN's product of a single row takes 0.85 to 1 of the time with a packed weight. To pack all at
+the load would take three times as long as the rest of it, and later, a long prompt would round differently.
 
 Without them (most laptops), oneDNN has no kernel for bfloat16 and float16: torch's own is good for
 single rows, but for several rows it is a loop that takes 4 to 8 times as long as converting the weights
@@ -22,11 +26,12 @@ import itertools
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, cast
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from llm_magic.backends.local.fused_linear import ConvertedLinear, FusedLinear, fuse
 
@@ -38,8 +43,8 @@ _MIN_ROWS = 8
 _TRANSPOSED_ROWS = range(16, 65)
 # The numbers that are converted at a time: 4 MB, which stay in a core's cache and one allocation.
 _PIECE = 1 << 20
-# From so many rows on, both layouts of a weight take about as long.
-_MANY_ROWS = 128
+# From so many rows on, both layouts of a weight take about as long: they are no reason to change it.
+MANY_ROWS = 128
 # A layer changes its layout after so many products for which the other one would have been faster.
 # Their loss is about the time of the change. Layers wait differently long, so that no single step has
 # to wait for all of them.
@@ -47,23 +52,28 @@ _PATIENCE = 32
 _extra_patience = itertools.cycle(range(_PATIENCE))
 # Larger weights with one input are not fused: that gains nothing, and copies what is mapped from the file.
 _MAX_FUSED_BYTES = 1 << 24
-# torch's own kernel is used unless it takes this many times as long as oneDNN's: old versions have a slow
-# one. Where it is good, it is faster on idle CPUs only, so that a load beside others must not decide.
-# Found out with a matrix of this shape (64 MB, more than a cache).
+# Up to so many rows, a usual weight is used as it is.
+_FEW_ROWS = 2
+# torch's own kernel is used for them unless it takes this many times as long as oneDNN's: old versions
+# have a slow one. Where it is good, it is faster on idle CPUs only, so that a load beside others must not
+# decide. Found out with a matrix of this shape (64 MB, more than a cache).
 _TOO_SLOW, _TIMED_SHAPE, _TIMED_ROUNDS = 1.5, (8192, 4096), 3
 
 
 def optimize(model: nn.Module, *, pack: bool = True) -> int:
     """Change the linear layers of a model that a CPU multiplies faster; returns how many.
 
-    Without `pack`, no weight is packed. A packed head that is tied to the embedding is a second copy.
+    Without `pack`, no weight is packed. While a head that is tied to the embedding is packed, it is a
+    second copy.
     """
     layers = [m for m in model.modules() if type(m) is nn.Linear and m.weight.device.type == "cpu"]
     changed = [m for m in layers if m.weight.dtype == torch.bfloat16] if pack and can_pack() else []
     if changed and not _convert(model, changed):
         changed = []
-    if changed and (not few_rows() or any(isinstance(m, FusedLinear) for m in changed)):
-        copy_mapped_weights(m for m in model.modules() if not isinstance(m, FusedLinear))
+    if any(isinstance(m, FusedLinear) for m in changed):
+        copy_mapped_weights(
+            own_parameters(m for m in model.modules() if type(m) is not FusedLinear)
+        )
     slow = [m for m in layers if type(m) is nn.Linear and has_kernel(m.weight.dtype) is False]
     return len(changed) + _use_float32_matmul(slow)
 
@@ -72,10 +82,13 @@ def _convert(model: nn.Module, layers: list[nn.Linear]) -> bool:
     """Fuse and convert layers; returns False, with all as before, if the model does not run so."""
     fuse(model, layers, Bfloat16Linear.joined, _MAX_FUSED_BYTES)
     embedding = getattr(model, "get_input_embeddings", lambda: None)()
-    for layer in layers:
-        if type(layer) is nn.Linear:
-            is_tied = layer.weight is getattr(embedding, "weight", None)
-            Bfloat16Linear.convert(layer, is_tied=is_tied)
+    tied = getattr(embedding, "weight", None)
+    left = [layer for layer in layers if type(layer) is nn.Linear]
+    weights, others = {layer.weight for layer in left} - {tied}, list[nn.Parameter]()
+    if len(left) == len(layers):
+        others += [parameter for parameter in model.parameters() if parameter not in weights]
+    for layer in left:
+        Bfloat16Linear.convert(layer, is_tied=layer.weight is tied, others=others)
     if _runs(model):
         return True
     for layer in layers:
@@ -85,12 +98,18 @@ def _convert(model: nn.Module, layers: list[nn.Linear]) -> bool:
     return False
 
 
-def copy_mapped_weights(modules: Iterable[nn.Module]) -> None:
-    """Copy the weights that are left: one part of a mapped file keeps all of it in memory."""
+def own_parameters(modules: Iterable[nn.Module]) -> Iterator[nn.Parameter]:
+    """Yield the parameters of modules, without those of the modules in them."""
     for module in modules:
-        for parameter in module.parameters(recurse=False):
-            if not parameter.is_mkldnn:
-                parameter.data = parameter.data.clone()
+        yield from module.parameters(recurse=False)
+
+
+def copy_mapped_weights(parameters: Iterable[nn.Parameter]) -> None:
+    """Copy the weights that are left: one part of a mapped file keeps all of it in memory."""
+    with torch.inference_mode(mode=False):
+        # Each once: an output head may be the input embedding.
+        for parameter in dict.fromkeys(parameters):
+            parameter.data = parameter.data.clone()
 
 
 @functools.cache
@@ -116,8 +135,14 @@ def can_pack() -> bool:
 
 
 @functools.cache
-def few_rows() -> int:
-    """Return for up to how many rows torch's own kernel is used; 0 where it is slow, which is measured."""
+def has_fast_own_kernel() -> bool:
+    """Return whether torch's own kernel is used for few rows: not with AMX, nor where it is slow.
+
+    The latter is measured.
+    """
+    capabilities: Callable[[], dict[str, Any]] = getattr(torch.cpu, "get_capabilities", dict)
+    if capabilities().get("amx_bf16"):
+        return False
     weight = torch.ones(_TIMED_SHAPE, dtype=torch.bfloat16, device="cpu")
     row = weight[:1]
     own, onednn = math.inf, math.inf
@@ -127,8 +152,8 @@ def few_rows() -> int:
                 own = min(own, _seconds(_own_product, row, weight))
                 onednn = min(onednn, _seconds(nn.functional.linear, row, weight))
     except RuntimeError:  # the flags of torch are frozen
-        return 0
-    return 2 if own < _TOO_SLOW * onednn else 0
+        return False
+    return own < _TOO_SLOW * onednn
 
 
 def _seconds(product: Callable[..., torch.Tensor], *operands: torch.Tensor) -> float:
@@ -153,12 +178,27 @@ def _own_product(
         onednn.enabled = before
 
 
+class _WithoutProducts(TorchFunctionMode):
+    """Replaces the results of linear layers with zeros: nothing reads their weights."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        replaced = _no_product if func is nn.functional.linear else func
+        return replaced(*args, **(kwargs or {}))
+
+
+def _no_product(
+    input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
+) -> torch.Tensor:
+    return input.new_zeros((*input.shape[:-1], len(weight)))
+
+
 def _runs(model: nn.Module) -> bool:
     """Return whether a model computes with converted layers; one that changes a weight does not."""
-    # One, for which torch's own kernel takes half the time of two: it reads all the weights.
     token = torch.zeros((1, 1), dtype=torch.long, device="cpu")
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), _WithoutProducts():
             model(input_ids=token)
     except Exception:  # noqa: BLE001 - whatever it raises, it runs without them
         _log.info("%s does not run with packed weights", type(model).__name__, exc_info=True)
@@ -188,15 +228,20 @@ class Bfloat16Linear(ConvertedLinear):
         tied: The weight that it shares with the embedding, which stays as it is.
         patience: After how many products for which the other layout would have been faster it changes.
         misses: How many there were lately.
+        others: What is still to be copied when a layer is packed: the parameters of the model that are
+            not. Its layers share the list.
     """
 
     multiply: Callable[..., torch.Tensor]
     tied: nn.Parameter | None
     patience: int
     misses: int
+    others: list[nn.Parameter]
 
     @staticmethod
-    def convert(layer: nn.Linear, *, is_tied: bool = False) -> Bfloat16Linear:
+    def convert(
+        layer: nn.Linear, *, is_tied: bool = False, others: list[nn.Parameter] | None = None
+    ) -> Bfloat16Linear:
         """Change a usual layer into one of these; returns it."""
         # Set like this they are not in the state of the model.
         layer.__dict__ |= {
@@ -204,12 +249,10 @@ class Bfloat16Linear(ConvertedLinear):
             "tied": layer.weight if is_tied else None,
             "patience": _PATIENCE + next(_extra_patience),
             "misses": 0,
+            "others": [] if others is None else others,
         }
         layer.__class__ = Bfloat16Linear
-        converted = cast("Bfloat16Linear", layer)
-        if not few_rows():
-            converted.pack()
-        return converted
+        return cast("Bfloat16Linear", layer)
 
     @staticmethod
     def joined(layers: Sequence[nn.Linear]) -> nn.Linear:
@@ -236,6 +279,9 @@ class Bfloat16Linear(ConvertedLinear):
 
     def pack(self) -> None:
         """Store the weight in the layout of oneDNN."""
+        # Here, so that no load waits for it.
+        copy_mapped_weights(self.others)
+        self.others.clear()
         packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.detach(), 1)
         self._parameters["weight"] = nn.Parameter(packed, requires_grad=False)
         self.__dict__["misses"] = 0
@@ -249,7 +295,7 @@ class Bfloat16Linear(ConvertedLinear):
     def restore(self) -> None:
         """Change it back into a usual layer."""
         self.unpack()
-        for name in ("multiply", "tied", "patience", "misses"):
+        for name in ("multiply", "tied", "patience", "misses", "others"):
             del self.__dict__[name]
         self.__class__ = nn.Linear  # type: ignore[assignment]
 
@@ -261,17 +307,18 @@ class Bfloat16Linear(ConvertedLinear):
             # The operator has no gradient, and no check of types.
             return nn.functional.linear(input, self.weight, self.bias)
         rows = input.numel() // self.in_features
-        if rows < _MANY_ROWS:
+        if rows < MANY_ROWS:
             weight = self._adapted(weight, rows)
         if weight.is_mkldnn:
             return self.multiply(input, weight, self.bias, "none", [], "")
-        product = _own_product if rows <= few_rows() else nn.functional.linear
+        is_own = rows <= _FEW_ROWS and has_fast_own_kernel()
+        product = _own_product if is_own else nn.functional.linear
         return product(input, weight, self.bias)
 
     def _adapted(self, weight: nn.Parameter, rows: int) -> nn.Parameter:
         """Change the layout of the weight if it is time; returns the weight that is stored then."""
         is_packed = weight.is_mkldnn
-        if (rows > few_rows()) is is_packed:
+        if (rows > _FEW_ROWS) is is_packed:
             if self.misses:
                 self.__dict__["misses"] -= 1
             return weight

@@ -20,7 +20,7 @@ from transformers.quantizers.auto import (
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from llm_magic.backends.local.cpu_linear import copy_mapped_weights
+from llm_magic.backends.local.cpu_linear import copy_mapped_weights, own_parameters
 from llm_magic.backends.local.cpu_quantized import (
     Int8Linear,
     QuantizedLinear,
@@ -134,7 +134,8 @@ def complete(model: PreTrainedModel, *, is_fused: bool = True) -> None:
         Int8Linear.quantize(head, head.weight, quantizer.buffer)
     quantized = [m for m in model.modules() if isinstance(m, QuantizedLinear)]
     share_buffer(quantized, quantizer.buffer)
-    copy_mapped_weights(m for m in model.modules() if not isinstance(m, QuantizedLinear))
+    usual = (m for m in model.modules() if not isinstance(m, QuantizedLinear))
+    copy_mapped_weights(own_parameters(usual))
     if is_fused:
         fuse(model, quantized, QuantizedLinear.joined)
 

@@ -205,16 +205,9 @@ def _weight_bytes(folder: Path, config: LocalLoadConfig, device: str) -> int:
     quantization = used_quantization(config, device)
     dtype = used_dtype(config, quantization)
     size = memory.weight_bytes(folder, dtype, quantization)
-    if _copies_tied_head(config, device) or quantization in memory.QUANTIZED_HEADS:
-        size += memory.head_copy_bytes(folder, dtype, quantization)
+    if quantization in memory.QUANTIZED_HEADS:
+        size += memory.head_copy_bytes(folder, dtype)
     return size
-
-
-def _copies_tied_head(config: LocalLoadConfig, device: str) -> bool:
-    from llm_magic.backends.local import cpu_linear
-
-    # Where single rows need the usual weights, the head is only packed while sequences are decoded together.
-    return packs_weights(config, device) and not cpu_linear.few_rows()
 
 
 def check_quantization(config: LocalLoadConfig, device: str) -> None:

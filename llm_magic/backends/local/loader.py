@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate.hooks import remove_hook_from_module
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
@@ -50,6 +51,9 @@ _NOT_STREAMED = (
     "output_attentions", "output_hidden_states",
 )  # fmt: skip
 _REPORT_INTERVAL_S = 0.05
+# The tokens of a prompt that take two to three times as long as one, with the kernels for bfloat16 and
+# with weights that are converted for it.
+_SMALLEST_READ, _SMALLEST_CONVERTED = cpu_linear.MANY_ROWS, 256
 
 
 def load(
@@ -76,7 +80,7 @@ def load(
         PrefixCache(
             memory.prefix_budget(model.config.to_dict(), info.dtype, free) if keep_prefixes else 0
         ),
-        PrefillChunkSize.for_model(_chunk_parameters(model), device),
+        _chunk_size(model, device),
         static_decoder,
         PromptEncoder(tokenizer, control_tokens=config.special_tokens),
         ReasoningTokens.find(tokenizer),
@@ -137,12 +141,20 @@ def _checked_traits(plan: LoadPlan, local: LocalPlan, model: PreTrainedModel) ->
     return traits
 
 
-def _chunk_parameters(model: PreTrainedModel) -> int:
-    """Return the number of parameters by which the chunks of a prompt are sized."""
+def _chunk_size(model: PreTrainedModel, device: str) -> PrefillChunkSize:
+    """Return how many tokens of a prompt a forward pass reads.
+
+    In shorter chunks, it takes longer to read or to convert all weights than to multiply with them.
+    """
     count: int = model.num_parameters(exclude_embeddings=True)
-    is_converted = any(isinstance(m, QuantizedLinear) for m in model.modules())
-    # Each chunk converts all weights: in shorter chunks this takes longer than their product.
-    return count // 4 if is_converted else count
+    modules = list(model.modules())
+    has_kernel = device == "cpu" and cpu_linear.has_kernel(torch.bfloat16)
+    if any(isinstance(m, QuantizedLinear) for m in modules):
+        options = {"smallest": _SMALLEST_CONVERTED} if has_kernel else {}
+        return PrefillChunkSize.for_model(count // 4, device, **options)
+    is_fast = has_kernel and any(isinstance(m, cpu_linear.Bfloat16Linear) for m in modules)
+    options = {"smallest": _SMALLEST_READ} if is_fast else {}
+    return PrefillChunkSize.for_model(count, device, **options)
 
 
 def unload(box: list[LocalModel]) -> Unloaded:

@@ -72,24 +72,23 @@ def _tensor_bytes(name: str, info: dict[str, Any], dtype: str, quantization: str
     return float(count * (_DTYPE_BYTES.get(dtype, stored) if is_float else stored))
 
 
-def head_copy_bytes(folder: Path, dtype: str, quantization: str) -> int:
-    """Return the bytes of a second copy of the output head, where it is the input embedding.
+def head_copy_bytes(folder: Path, dtype: str) -> int:
+    """Return the bytes of a quantized copy of the output head, where it is the input embedding.
 
-    Such a model has no tensor for its head. A head of bfloat16 is packed or quantized, see
-    `cpu_linear`; the embedding is not.
+    Such a model has no tensor for its head. A head of bfloat16 is quantized; the embedding is not.
     """
     tensors = {
         name: info
         for name, info in _tensors(folder)
         if len(info["shape"]) == 2 and any(part in name for part in (*_EMBEDDINGS, *_HEADS))
     }
-    is_packed = dtype == "bfloat16" or (
+    is_quantized = dtype == "bfloat16" or (
         dtype == "auto" and any(info["dtype"] == "BF16" for info in tensors.values())
     )
-    if not is_packed or any(part in name for name in tensors for part in _HEADS):
+    if not is_quantized or any(part in name for name in tensors for part in _HEADS):
         return 0
     size = max((prod(info["shape"]) for info in tensors.values()), default=0)
-    return int(size * (_QUANTIZED_BYTES["8bit"] if quantization in QUANTIZED_HEADS else 2))
+    return int(size * _QUANTIZED_BYTES["8bit"])
 
 
 def scaled(size: int, quantization: str) -> int:

@@ -10,6 +10,7 @@ The tests in `tests/versions` run on the oldest, the pinned and the newest suppo
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import inspect
 import math
@@ -21,7 +22,15 @@ from typing import Any
 import torch
 import transformers
 from torch.nn.functional import pad
-from transformers import Cache, DynamicCache, GenerationMixin, PreTrainedModel, StaticCache
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    Cache,
+    DynamicCache,
+    GenerationMixin,
+    PreTrainedModel,
+    StaticCache,
+)
 from transformers import cache_utils as caches
 
 # Names of the cache among the arguments of `forward`, and in its output. Since 5.24 it is `cache`
@@ -50,7 +59,8 @@ class ModelTraits:
     the name of the cache among the arguments of `forward`. `longest_reuse` is the longest text whose
     cache another prompt can start from, `shortest_window` the shortest attention window, in tokens;
     both may be infinite. `can_batch`: sequences can join a cache and leave it. `masks_single_tokens`:
-    their attention is faster with a mask that has 4 dimensions.
+    their attention is faster with a mask that has 4 dimensions. `shares_prefix`: the sequences of a
+    batch can share the keys and values of the prefix that they start with.
     """
 
     fallback_reason: str | None
@@ -59,6 +69,7 @@ class ModelTraits:
     shortest_window: float = 0
     can_batch: bool = False
     masks_single_tokens: bool = False
+    shares_prefix: bool = False
 
 
 def traits(model: PreTrainedModel) -> ModelTraits:
@@ -74,6 +85,7 @@ def traits(model: PreTrainedModel) -> ModelTraits:
         shortest_window,
         _can_batch(model),
         shortest_window == math.inf and _masks_single_tokens(model),
+        shortest_window == math.inf and _shares_prefix(model),
     )
 
 
@@ -335,6 +347,22 @@ def drop_columns(cache: Cache, columns: int) -> None:
         layer.keys, layer.values = layer.keys[:, :, start:], layer.values[:, :, start:]
 
 
+def prepend_columns(cache: Cache, prefix: Cache, start: int, end: int) -> None:
+    """Add the columns from `start` to `end` of a cache with one sequence before those of all sequences."""
+    layer: Any
+    other: Any
+    for layer, other in zip(cache.layers, prefix.layers, strict=True):
+        rows = layer.keys.shape[0]
+        added = (x[:, :, start:end].expand(rows, -1, -1, -1) for x in (other.keys, other.values))
+        keys, values = added
+        layer.keys, layer.values = (
+            torch.cat([keys, layer.keys], dim=-2),
+            torch.cat([values, layer.values], dim=-2),
+        )
+        if isinstance(layer, InPlaceLayer):
+            layer.reallocate(*_rows_and_columns(layer.keys))
+
+
 def in_place(cache: DynamicCache) -> DynamicCache:
     """Return a cache with a copy of the content, to which steps and sequences are added in place.
 
@@ -369,10 +397,10 @@ class InPlaceLayer(caches.DynamicLayer):
         own = cls()
         own.lazy_initialization(layer.keys, layer.values)
         own.keys, own.values = layer.keys, layer.values
-        own._reallocate(*_rows_and_columns(layer.keys))
+        own.reallocate(*_rows_and_columns(layer.keys))
         return own
 
-    def _reallocate(self, rows: int, columns: int) -> None:
+    def reallocate(self, rows: int, columns: int) -> None:
         """Replace the tensors by larger ones, for so many rows and columns and some more."""
         own_rows, own_columns = _rows_and_columns(self.keys)
         self._start = -columns % _SPARE_COLUMNS
@@ -395,7 +423,7 @@ class InPlaceLayer(caches.DynamicLayer):
         """Append the columns of a step; returns all keys and values."""
         rows, new = _rows_and_columns(key_states)
         if self._end + new > self._tensors[0].shape[-2]:
-            self._reallocate(*_rows_and_columns(self.keys))
+            self.reallocate(*_rows_and_columns(self.keys))
         for stored, states in zip(self._tensors, (key_states, value_states), strict=True):
             stored[:rows, :, self._end : self._end + new] = states
         self._end += new
@@ -423,7 +451,7 @@ class InPlaceLayer(caches.DynamicLayer):
         (own, columns), (new, new_columns) = map(_rows_and_columns, (self.keys, keys))
         longest = max(columns, new_columns)
         if own + new > len(self._tensors[0]) or self._end < longest:
-            self._reallocate(own + new, longest)
+            self.reallocate(own + new, longest)
         start, end = self._end - longest, self._end
         for stored, states in zip(self._tensors, (keys, values), strict=True):
             stored[:own, :, start : end - columns] = 0
@@ -491,6 +519,69 @@ def _masks_single_tokens(model: PreTrainedModel) -> bool:
     is_grouped = (getattr(config, "num_key_value_heads", None) or heads) < heads
     is_on_cpu = model.device.type == "cpu" and model.dtype.itemsize == 2
     return is_grouped and is_on_cpu and attention(model) == "sdpa"
+
+
+def _shares_prefix(model: PreTrainedModel) -> bool:
+    """Return whether the attention of a model can be replaced by one that reads a shared prefix.
+
+    Reads `_supports_attention_backend`, which models set whose attention is called by name.
+    """
+    dispatches = getattr(type(model), "_supports_attention_backend", False)
+    is_sdpa = model.device.type == "cpu" and attention(model) == "sdpa"
+    return bool(dispatches) and is_sdpa and _returns_sums()
+
+
+def attention_with_sums(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    scale: float | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the attention on a CPU, and the logarithms of the sums of the exponentiated scores.
+
+    `scaled_dot_product_attention` calls the same function of torch, and drops the sums.
+    """
+    compute: Any = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    attended: tuple[torch.Tensor, torch.Tensor] = compute(
+        query, key, value, attn_mask=mask, scale=scale
+    )
+    return attended
+
+
+def _returns_sums() -> bool:
+    """Return whether this version of torch has what `attention_with_sums` uses."""
+    query, key = torch.ones(2, 1, 3, 8), torch.zeros(2, 1, 4, 8)
+    mask = torch.zeros(2, 1, 1, 4)
+    mask[..., 0] = torch.finfo(mask.dtype).min
+    try:
+        attended, sums = attention_with_sums(query, key, key + 2, mask, None)
+    except (AttributeError, RuntimeError, TypeError):
+        return False
+    expected = torch.full((2, 1, 3), math.log(3))
+    return torch.allclose(attended, query + 1) and torch.allclose(sums, expected)
+
+
+@contextlib.contextmanager
+def attention_replaced(model: PreTrainedModel, name: str, function: Any) -> Iterator[None]:
+    """Let a model that `shares_prefix` call `function` in its layers, registered under `name`.
+
+    Sets `config._attn_implementation`, as `set_attn_implementation` does, which takes longer.
+    """
+    config: Any = model.config
+    before = config._attn_implementation
+    AttentionInterface.register(name, function)
+    AttentionMaskInterface.register(name, AttentionMaskInterface()["sdpa"])
+    config._attn_implementation = name
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+
+
+def attention_of_torch() -> Any:
+    """Return the function of Transformers that calls `scaled_dot_product_attention`."""
+    return AttentionInterface()["sdpa"]
 
 
 def fill_static(static: StaticCache, cache: Cache, length: int) -> None:

@@ -23,6 +23,7 @@ from typing import Any, Generic, TypeVar
 
 from llm_magic.backends.thread_bridge import ThreadBridge
 from llm_magic.errors import LLMMagicError, chained, release_frames
+from llm_magic.types import Chunk
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -38,7 +39,7 @@ class Cancelled(Exception):
 _PROCESS_LOCK = threading.Lock()
 _POLL_S = 0.05
 # How long the reader of a stream lets fast items collect: a wake-up takes a CPU from the model.
-_PAUSE_S = 0.02
+_PAUSE_S = 0.05
 # One entry for each session that waits for the lock.
 _WAITING: list[threading.Event] = []
 
@@ -131,7 +132,7 @@ class Worker:
             pause = 0.0
             while not bridge.is_finished:
                 items = bridge.take()
-                for item in items:
+                for item in _joined(items):
                     yield item
                 began = time.monotonic()
                 await bridge.wait_async(pause)
@@ -257,6 +258,33 @@ class Job(Generic[T]):
         except BaseException:  # noqa: BLE001 - else the thread ends, and its callers wait for ever
             message = f"{type(caught).__name__}: {caught}"
             return LLMMagicError(message, details=traceback.format_exc())
+
+
+def _joined(items: list[Any]) -> Iterator[Any]:
+    """Yield the items, with neighboring pieces of text as one: each passes through several generators.
+
+    Those with a number of tokens stay.
+    """
+    pieces: list[Chunk] = []
+    for item in items:
+        if isinstance(item, Chunk) and item == _piece([item]):
+            pieces.append(item)
+            continue
+        if pieces:
+            yield _piece(pieces)
+            pieces = []
+        yield item
+    if pieces:
+        yield _piece(pieces)
+
+
+def _piece(chunks: list[Chunk]) -> Chunk:
+    """Return a chunk with the text and the reasoning of several."""
+    return Chunk(
+        text="".join([chunk.text for chunk in chunks]),
+        reasoning="".join([chunk.reasoning for chunk in chunks]),
+        time=chunks[-1].time,
+    )
 
 
 async def _stop(future: Future[T], wrapped: asyncio.Future[T], cancel: threading.Event) -> None:

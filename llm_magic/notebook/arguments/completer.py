@@ -6,13 +6,16 @@ of the line that it replaces.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+from llm_magic.errors import OptionError
+from llm_magic.notebook.arguments import HelpRequested
 from llm_magic.notebook.arguments.completions import Candidates, Completion
 from llm_magic.notebook.arguments.magic_options import MAGICS, Argument, arguments, option_specs
-from llm_magic.notebook.arguments.parser import named_settings
+from llm_magic.notebook.arguments.parser import named_settings, parse_with_prompt
 from llm_magic.text import visible_line
 
 # Also after an assignment: models = %llm_models -b …
@@ -58,13 +61,24 @@ def complete(before: str, after: str, cell: str, candidates: Candidates) -> Comp
     if above := _CELL_MAGIC.match(cell):
         # The body of a cell magic: a prompt, or the text of another magic.
         magic = MAGICS.get(above[1])
-        prompt = magic is not None and magic.takes_prompt
-        return Completions(*candidates.in_prompt(before)) if prompt else None
+        if magic is None or not magic.takes_prompt:
+            return None
+        options = cell[above.end() :].partition("\n")[0]
+        return Completions(*candidates.in_prompt(before, _data(magic.name, options)))
     line = _MAGIC.match(before)
     if line is None or line[1] not in MAGICS:
         return None
     is_cell = before.lstrip().startswith("%%")
     return _Line(line[1], before[line.end() :], after, candidates, is_cell).completions()
+
+
+def _data(magic: str, line: str) -> str:
+    """Return the text after ``--over``, or an empty string; `line` may contain the start of a prompt."""
+    if "over" not in line:
+        return ""
+    with contextlib.suppress(OptionError, HelpRequested):
+        return str(parse_with_prompt(magic, line).get("over") or "")
+    return ""
 
 
 class _Line:
@@ -114,7 +128,8 @@ class _Line:
         return next((a for a in self._arguments if option in a.names and a.kind != "switch"), None)
 
     def _references(self) -> Completions:
-        return Completions(*self._candidates.in_prompt(self._before))
+        data = _data(self._magic.name, self._before) if self._may_have_prompt else ""
+        return Completions(*self._candidates.in_prompt(self._before, data))
 
     def _value(self, argument: Argument, typed: str, skip: str = "") -> Completions:
         if not argument.complete and not argument.choices and self._magic.takes_prompt:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import inspect
 import itertools
@@ -14,6 +15,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from llm_magic.config.server_address import setting_name
 from llm_magic.errors import OptionError
 from llm_magic.notebook.arguments.magic_options import MAGICS, option_specs
+from llm_magic.prompts.trusted_types import family
+from llm_magic.text import visible_line
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
@@ -24,11 +27,21 @@ if TYPE_CHECKING:
 # More than a menu can show, and few enough for a key press.
 _MAX_CANDIDATES = 500
 _SECRET = re.compile(r"(KEY|TOKEN)$")
+# Methods of tables whose result has the columns of the table.
+_SAME_COLUMNS = frozenset(
+    {"copy", "drop_duplicates", "dropna", "filter", "head", "limit", "nlargest", "nsmallest", "query",
+     "sample", "shuffle", "slice", "sort", "sort_index", "sort_values", "tail", "unique"}
+)  # fmt: skip
+_PEEKED = 100  # rows of a list, whose keys are columns
+# In the name of a column, what ends a reference or a quotation.
+_ODD = re.compile(r"[{}\"'\\]")
 _DATA = frozenset(
     {"DataFrame", "Series", "Dataset", "IterableDataset", "Table", "ndarray", "Index"}
 )
 # A reference being typed: {name, {name.attr, {name["key
 _NAME = re.compile(r"(?<![{$])\{((?:[^\W\d]\w*\.)*)(\w*)$")
+# The name of a column with blanks and other characters: {my col
+_COLUMN = re.compile(r"(?<![{$])\{([^\s{}\"'\\][^{}\"'\\\n]*)$")
 _KEY = re.compile(r"(?<![{$])\{((?:[^\W\d]\w*\.)*[^\W\d]\w*)\[([\"'])([^\"'\[\]{}]*)$")
 
 
@@ -74,8 +87,13 @@ class Candidates:
         """Return the values of a setting of the session that start with `typed`."""
         return _starting_with(typed, self._setting_values(name.replace("-", "_")))
 
-    def in_prompt(self, text: str) -> tuple[str, list[Completion]]:
-        """Return the part of a {reference} that is being typed, and its completions."""
+    def in_prompt(self, text: str, data: str = "") -> tuple[str, list[Completion]]:
+        """Return the part of a {reference} that is being typed, and its completions.
+
+        `data` is the expression after ``--over``, whose columns come first.
+        """
+        if data and (typed := self._in_row(text, data)) is not None:
+            return typed
         if found := _NAME.search(text):
             return found[2], self._attributes(found[1], found[2])
         if found := _KEY.search(text):
@@ -83,6 +101,27 @@ class Candidates:
             keys = [key for key in _keys(value) if found[2] not in key]
             return found[3], _starting_with(found[3], keys, "key")
         return "", []
+
+    def _in_row(self, text: str, data: str) -> tuple[str, list[Completion]] | None:
+        """Return the same for a reference to a row; None if another one is being typed."""
+        from llm_magic.session.map.prompts import INDEX, ITEM
+
+        columns = self._columns(data)
+        if found := _KEY.search(text):
+            keys = [name for name in columns if found[2] not in name]
+            return (found[3], _starting_with(found[3], keys, "key")) if found[1] == ITEM else None
+        if found := _NAME.search(text):
+            if found[1]:
+                names = [name for name in columns if name.isidentifier()]
+                is_item = found[1] == f"{ITEM}." and names
+                return (found[2], _starting_with(found[2], names, "column")) if is_item else None
+        elif not (found := _COLUMN.search(text)):
+            return None
+        typed = found[found.lastindex or 0]
+        names = list(dict.fromkeys((*columns, ITEM, INDEX)))
+        variables = [name for name in self._variables() if name not in names]
+        offered = _starting_with(typed, names, "column")
+        return typed, offered + _starting_with(typed, variables, "variable")
 
     # -- models -------------------------------------------------------------------------------
 
@@ -168,6 +207,30 @@ class Candidates:
         names = dir2(value) if value is not None else []
         return _starting_with(typed, (n for n in names if not n.startswith("_")), "attribute")
 
+    def _columns(self, data: str) -> list[str]:
+        """Return the names in each row of the data of a map, as far as they are known without its value."""
+        with contextlib.suppress(SyntaxError):
+            found = self._columns_of(ast.parse(data.strip(), mode="eval").body)
+            return [name for name in found if visible_line(name) == name and not _ODD.search(name)]
+        return []
+
+    def _columns_of(self, data: ast.expr) -> Sequence[str]:
+        match data:
+            case ast.Name() | ast.Attribute():
+                return _names_in_rows(self._value(ast.unparse(data)))
+            case ast.Subscript(value=table, slice=ast.Constant(value=str(name))):
+                return [name] if name in self._columns_of(table) else ()
+            case ast.Subscript(value=table, slice=ast.List(elts=names)):
+                chosen = {one.value for one in names if isinstance(one, ast.Constant)}
+                return [name for name in self._columns_of(table) if name in chosen]
+            case ast.Subscript(value=ast.Attribute(value=table, attr="loc" | "iloc"), slice=rows):
+                return () if isinstance(rows, ast.Tuple) else self._columns_of(table)
+            case ast.Subscript(value=table):
+                return self._columns_of(table)
+            case ast.Call(func=ast.Attribute(value=table, attr=method)) if method in _SAME_COLUMNS:
+                return self._columns_of(table)
+        return ()
+
     def _value(self, chain: str) -> Any:
         """Return the value of a chain of names, or None if evaluating it would run code."""
         root, *attributes = chain.split(".")
@@ -189,9 +252,25 @@ def _has_rows(value: object) -> bool:
 
 def _keys(value: Any) -> Iterator[str]:
     """Yield the keys of a dictionary, or the columns of a DataFrame, that are strings."""
-    has_columns = type(value).__name__ == "DataFrame"
-    keys = value.columns if has_columns else value if isinstance(value, dict) else ()
-    yield from (key for key in keys if isinstance(key, str))
+    is_table = family(value) in {"frame", "pl_frame"}
+    keys = value.columns if is_table else value if type(value) is dict else ()
+    yield from (key for key in keys if type(key) is str)
+
+
+def _names_in_rows(data: Any) -> Sequence[str]:
+    """Return the columns of a table, the name of a Series, or the keys in the first rows of others."""
+    kind = family(data)
+    if kind in {"frame", "pl_frame"}:
+        names = data.columns
+    elif kind in {"series", "pl_series"}:
+        names = [data.name]
+    elif type(data).__module__.partition(".")[0] in {"datasets", "pyarrow"}:
+        names = getattr(data, "column_names", None) or ()
+    else:
+        rows = data.values() if type(data) is dict else data if type(data) in {list, tuple} else ()
+        records = (row for row in itertools.islice(rows, _PEEKED) if type(row) is dict)
+        names = dict.fromkeys(itertools.chain.from_iterable(records))
+    return [name for name in names if type(name) is str and name]
 
 
 def _paths(typed: str) -> Iterator[Completion]:

@@ -536,9 +536,9 @@ def _raise_no_setting(name: str, known: Mapping[str, OptionSpec], text: str) -> 
     if text:
         raise OptionError(f'{name!r} is not a setting. Put a text in quotes: {text}="…".')
     if name == "reset":
-        raise OptionError(f'There is no option {name!r}. Did you mean "--reset"?')
+        raise OptionError(f'{name!r} is not a setting. Did you mean "--reset"?')
     if (setting := name.partition(":")[0]) in known:
-        raise OptionError(f"There is no option {name!r}. Write {setting}=VALUE.")
+        raise OptionError(f"{name!r} is not a setting. Write {setting}=VALUE.")
     if not name:
         raise OptionError("A value has no name. Write NAME=VALUE.")
     loads = {"model": "MODEL", "timeout": "MODEL --idle-timeout S"}
@@ -546,5 +546,5 @@ def _raise_no_setting(name: str, known: Mapping[str, OptionSpec], text: str) -> 
         n: f"MODEL {s.flags[-1]} {s.metavar}" for n, s in option_specs("loading").items() if s.flags
     }
     if name in loads:
-        raise OptionError(f"{name} is no setting of answers. Run %llm_load {loads[name]}.")
-    raise OptionError(unknown_option(name, known))
+        raise OptionError(f"{name} is not a setting of answers. Run %llm_load {loads[name]}.")
+    raise OptionError(unknown_option(name, known, "a setting"))

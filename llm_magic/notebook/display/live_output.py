@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 PERIOD_S = 0.05
 _SHARE_OF_TIME = 0.1
 # Of the CPU time of the main thread. The thread of ipykernel that sends needs half as much again, and the
-# model waits for both: together with the start and the end of a cell, 1.5% of a short answer.
-_SHARE_OF_CPU = 0.007
+# model waits for both, and again for what they leave of its caches.
+_SHARE_OF_CPU = 0.004
 _LONGEST_FOR_MODEL_S = 0.25  # longer waits save nothing: the cost of new text stays the same
 _BYTES_PER_S = 150_000  # about a third of the time of a browser, as measured
 # A browser needs as long to typeset a formula as for this much other HTML (measured: 2 ms each).

@@ -56,10 +56,12 @@ class MapView:
         *,
         show_footer: bool = True,
         stored_in: str = "",
+        column: str | None = None,
         label: str = "",
     ) -> None:
-        """`stored_in` is where the answers will be, and `label` the name of a job."""
+        """`stored_in` is where the answers will be, in a `column`; `label` is the name of a job."""
         self._run, self._area, self._show_footer = run, area, show_footer
+        self._column = column
         self._state = f"{label or shown_name(run.model)}: incomplete so far"
         if stored_in:
             self._state += f" · when complete: {stored_in}, unless the kernel restarts"
@@ -77,11 +79,7 @@ class MapView:
             return
         latest = self._latest(progress)
         tables = [self._table(latest)] if latest else []
-        sent = progress.total - progress.missing if progress.total else 0
-        share = progress.done / sent if sent else None
-        # Lines are broken between the counts.
-        whole = " · ".join(part.replace(" ", "\N{NO-BREAK SPACE}") for part in text.split(" · "))
-        page = progress_html(whole, share, _BAR) + "".join(table._repr_html_() for table in tables)
+        page = progress_bar(text, progress, _BAR) + "".join(t._repr_html_() for t in tables)
         lines = [text, *map(repr, tables), self._state]
         self._area.show("\n".join(lines), page + muted(self._state), more=True)
 
@@ -128,7 +126,8 @@ class MapView:
         answer_type = run.mapped.answer_type
         fields = answer_type.fields[:_COLUMNS] if answer_type is not None else ()
         references = (shortened(one, _CELL) for one in run.references[:_COLUMNS])
-        heads = ["index", *references, *(fields or ("answer",))]
+        names = run.mapped.answer_columns(self._column)
+        heads = ["index", *references, *(shortened(n, _CELL) for n in names[: len(fields) or 1])]
         rows = []
         for position in positions:
             label, *texts = (shortened(text, _CELL) for text in run.shown(position))
@@ -168,6 +167,14 @@ def _answer(outcome: Outcome | None) -> str:
         return f"{text} · cut off{f' at {counted(tokens)}' if tokens else ''}"
     label = incomplete_label(outcome.finish_reason)
     return f"{text} · {label}" if label else text
+
+
+def progress_bar(text: str, progress: MapProgress, style: str = "") -> str:
+    """Return a progress bar in HTML beside a line about a map, which is broken between its counts."""
+    sent = progress.total - progress.missing if progress.total else 0
+    share = progress.done / sent if sent else None
+    whole = " · ".join(part.replace(" ", "\N{NO-BREAK SPACE}") for part in text.split(" · "))
+    return progress_html(whole, share, style)
 
 
 def progress_line(run: MapRun, progress: MapProgress) -> str:

@@ -12,6 +12,7 @@ from llm_magic.config.commands import use_magics
 from llm_magic.errors import OptionError
 from llm_magic.notebook import cell_interrupts
 from llm_magic.notebook.arguments import matcher
+from llm_magic.notebook.display.call_line import CallLines
 from llm_magic.notebook.frontend import running_cell, serve_outputs, stop_serving_outputs
 from llm_magic.notebook.magics.ask import LLMMagics
 from llm_magic.notebook.magics.base import SessionMagics
@@ -21,6 +22,7 @@ from llm_magic.notebook.magics.help import HelpMagics
 from llm_magic.notebook.magics.jobs import JobMagics
 from llm_magic.notebook.magics.models import ModelMagics
 from llm_magic.notebook.magics.panel import PanelMagics
+from llm_magic.session.jobs import without_view
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -91,6 +93,7 @@ def register(shell: InteractiveShell, session: Session) -> None:
     for mime_type, kind, show in _DISPLAYED:
         _formatter(shell, mime_type).for_type_by_name(*kind, show)
     session.cells.current = functools.partial(running_cell, shell)
+    session.progress_view = CallLines(groups[0])
     serve_outputs(shell, functools.partial(_send_again, groups))
 
 
@@ -119,6 +122,7 @@ def unregister(shell: InteractiveShell, *, keep: Session | None = None) -> Seque
                 del table[name]
     for session in {magics.session for magics in registered}:
         session.cells.current = lambda: None
+        session.progress_view = without_view
         if session is not keep:
             session.close()
     for mime_type, kind, _show in _DISPLAYED:

@@ -376,7 +376,8 @@ class LLMMagics(SessionMagics):
         if is_plain:
             area.clear()
         footer, stored_in = not args["quiet"], str(output or "")
-        view = MapView(run, shown_in, show_footer=footer, stored_in=stored_in)
+        column = output.column if output is not None else None
+        view = MapView(run, shown_in, show_footer=footer, stored_in=stored_in, column=column)
         try:
             with run:
                 view.draw()

@@ -110,7 +110,9 @@ def data_of(code: str, names: Mapping[str, Any], *, may_be_empty: bool = False) 
     except LLMMagicException:
         raise
     except SyntaxError:
-        raise OptionError(f"--over {code} is no Python expression.{_file_advice(code)}") from None
+        raise OptionError(
+            f"--over {code} is not a Python expression.{_file_advice(code)}"
+        ) from None
     except Exception as error:  # noqa: BLE001 - the code of the user raises anything
         name = error.name if isinstance(error, NameError) else None
         advice = did_you_mean(name, names) if name is not None else ""
@@ -188,7 +190,7 @@ class Output:
             variables[self.name] = mapped.frame()
             fields = mapped.answer_type.fields if mapped.answer_type is not None else ()
             added = (
-                f"a column for each field: {', '.join(fields)}"
+                f"a column for each field: {', '.join(mapped.answer_columns())}"
                 if fields
                 else f"the column {mapped.answer_column}"
             )

@@ -178,16 +178,26 @@ class Mapped(Sequence[Reply | None]):
     ) -> dict[str, list[Any]]:
         """Return the columns of a table with the answers."""
         values = [None if one is None else self.plain(one) for one in outcomes]
-        fields = self.answer_type.fields if self.answer_type is not None else ()
+        fields, names = self._fields, self.answer_columns(column)
         if not fields:
-            return {column or self.answer_column: values}
-        taken = set(self._rows.columns) if self._rows.is_table else set()
+            return {names[0]: values}
         return {
-            f"{name}_{column or 'answer'}" if name in taken else name: [
-                None if value is None else value.get(name) for value in values
-            ]
-            for name in fields
+            name: [None if value is None else value.get(field) for value in values]
+            for name, field in zip(names, fields, strict=True)
         }
+
+    @property
+    def _fields(self) -> tuple[str, ...]:
+        return self.answer_type.fields if self.answer_type is not None else ()
+
+    def answer_columns(self, column: str | None = None) -> tuple[str, ...]:
+        """Return the columns with the answers that `frame` adds: one, or one for each field."""
+        if not self._fields:
+            return (column or self.answer_column,)
+        taken = set(self._rows.columns) if self._rows.is_table else set()
+        return tuple(
+            f"{name}_{column or 'answer'}" if name in taken else name for name in self._fields
+        )
 
     def plain(self, outcome: Outcome) -> Any:
         """Return an answer for a table: its text, or its value in the types of JSON; None without one."""

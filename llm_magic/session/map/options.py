@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from llm_magic.errors import OptionError
 from llm_magic.session.map.throttle import parse_rate
-from llm_magic.session.requests import AskOptions
+from llm_magic.session.requests import AskOptions, check_names
 
 if TYPE_CHECKING:
     from llm_magic.session.map.executors import DaskClient
@@ -60,6 +60,7 @@ class MapSettings:
 
 def split_options(about: MapOptions) -> tuple[MapSettings, AskOptions]:
     """Return the checked options of a map, and those of its answers."""
+    check_names(about, MapOptions.__annotations__)
     for name in ("chat", "trim"):
         if about.get(name):
             raise OptionError(f"A map has no {name}: its rows are independent of each other.")

@@ -49,9 +49,10 @@ def make_plan(
     `unfinished` has the rows that need not be sent if no file is given, and gets those of this map.
     `defaults` are the settings of the session.
     """
-    check_prompt(prompt)
     settings, options = split_options(about)
-    prepared = prepare(request(_ANY_PROMPT, options))
+    any_request = request(_ANY_PROMPT, options)
+    check_prompt(prompt)
+    prepared = prepare(any_request)
     rows = rows_of(data)
     total = rows.total
     if settings.sample is not None:

@@ -32,6 +32,7 @@ _NO_VALUE = re.compile(r"\W*(?:nan|none|nat|na)\W*", re.IGNORECASE)
 _LONGEST_ROW = 1_000
 # The first rows of a map that are filled in before any is sent: an error of all is one of the template.
 _CHECKED = 3
+_CALL = 'llm.map(PROMPT, DATA). To send each row as it is: llm.map("{item}", DATA).'
 
 MakePrompt = Callable[["Row"], "Prompt | None"]
 """Returns the prompt of a row, None for a missing value; may raise anything."""
@@ -87,12 +88,14 @@ def prompt_maker(
 
 
 def check_prompt(prompt: object) -> None:
-    """Raise `OptionError` if `prompt` is neither a template nor a function: it may be the data."""
+    """Raise `OptionError` if `prompt` is empty, or neither a template nor a function: it may be the data."""
+    if isinstance(prompt, str) and not prompt.strip():
+        raise OptionError(f"The prompt is empty. It comes first: {_CALL}")
     if isinstance(prompt, str) or callable(prompt):
         return
     raise OptionError(
-        f"The prompt of a map is a template or a function of a row, not a {type(prompt).__name__}. The"
-        ' prompt comes first: llm.map(PROMPT, DATA). To send each row as it is: llm.map("{item}", DATA).'
+        f"The prompt of a map is a template or a function of a row, not a {type(prompt).__name__}."
+        f" The prompt comes first: {_CALL}"
     )
 
 
@@ -295,8 +298,8 @@ def _unused(name: str, template: str) -> str:
 def _number_note(name: int) -> str:
     """Return why ``{0}`` is not the column 0."""
     return (
-        f"{{{name}}} was not replaced: a number in braces is no name. Write {{{ITEM}[{name}]}} for the column"
-        f' {name}, or rename the columns first, such as df = df.add_prefix("column_").'
+        f"{{{name}}} was not replaced: a number in braces is not a name. Write {{{ITEM}[{name}]}} for the"
+        f' column {name}, or rename the columns first, such as df = df.add_prefix("column_").'
     )
 
 

@@ -76,6 +76,11 @@ class Rows(ABC):
 
 def rows_of(data: Any) -> Rows:
     """Return the rows of `data`; raises `OptionError` for what has none."""
+    if data is None:
+        raise OptionError(
+            "The data is None. Use a list, a dict, an iterator, a Series, a DataFrame or a data set, as in"
+            " llm.map(PROMPT, DATA)."
+        )
     if isinstance(data, (str, bytes, bytearray)):
         raise OptionError("The data is a text. To map over one text, put it into a list: [text].")
     if isinstance(data, Mapping) and hasattr(data, "column_names"):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
-from llm_magic.backends.thread_bridge import ThreadBridge
+from llm_magic.backends.thread_bridge import CHECK_S, ThreadBridge
 from llm_magic.errors import (
     GenerationStopped,
     Interrupted,
@@ -23,7 +23,7 @@ from llm_magic.errors import (
 from llm_magic.prompts.values_as_text import to_text
 from llm_magic.session import interruptible_wait
 from llm_magic.session.event_loop import LoopStream, LoopThread
-from llm_magic.session.jobs import stopped_waiting
+from llm_magic.session.jobs import show_until_end, stopped_waiting, without_view
 from llm_magic.session.map.mapped import Mapped
 from llm_magic.session.map.outcome import Outcome
 from llm_magic.session.map.progress import Counts, MapProgress
@@ -32,6 +32,7 @@ from llm_magic.text import counted, visible_line
 
 if TYPE_CHECKING:
     from llm_magic.backends.manager import BackendManager
+    from llm_magic.session.jobs import ProgressView
     from llm_magic.session.map.executors import Workers
     from llm_magic.session.map.prompts import RowTemplate
     from llm_magic.session.map.rows import Rows
@@ -125,6 +126,7 @@ class MapRun:
         self.mapped.answer_type = plan.prepared.request.answer_type
         self.number: int | None = None
         self.view: ResponseView | None = None
+        self.progress_view: Callable[[MapRun], ProgressView | None] = without_view
         self._start(plan.source)
 
     def _start(self, source: Iterator[PreparedRow]) -> None:
@@ -265,12 +267,17 @@ class MapRun:
     def updates(self, pause: Callable[[], float] | None = None) -> Iterator[None]:
         """Read and send the rows; return, again and again, to draw `progress`, until the end.
 
-        It returns after about 0.1 s at the latest, and no sooner than after `pause()` seconds while
-        all rows are sent. An interrupt raises `Interrupted`, whose `mapped` is the result so far.
+        It returns after about 0.1 s at the latest, and no sooner than after `pause()` seconds once all
+        rows are read. An interrupt raises `Interrupted`, whose `mapped` is the result so far.
         """
+
+        def pause_at_the_end() -> float:
+            # Rows with a known answer take no time: a pause would be most of theirs.
+            return pause() if pause is not None and self._is_exhausted else 0.0
+
         bridge: ThreadBridge[None] = ThreadBridge(keep=1)
         self._stream.attach(bridge)
-        batches = self._stream.read(bridge, pause, stops=self.number is None)
+        batches = self._stream.read(bridge, pause_at_the_end, stops=self.number is None)
         while True:
             with self._ending():
                 if next(batches, None) is None:
@@ -285,7 +292,7 @@ class MapRun:
         bridge: ThreadBridge[None] = ThreadBridge(keep=1)
         self._stream.attach(bridge)
         with self._ending():
-            reading = self._stream.read_async(bridge, self._end_outside)
+            reading = self._stream.read_async(bridge, self._end_outside, timeout=CHECK_S)
             async with contextlib.aclosing(reading) as batches:
                 async for _ in batches:
                     self._read_rows()
@@ -305,7 +312,7 @@ class MapRun:
             yield outcome.reply(*self._names, self._plan.prepared.request.answer_type)
 
     def result(self) -> Mapped:
-        """Run to the end and return the result.
+        """Run to the end and return the result; a cell shows the progress meanwhile.
 
         Raises:
             Interrupted: You stopped it. `mapped` of the exception is the result so far, and the same
@@ -313,7 +320,11 @@ class MapRun:
             GenerationStopped: It was stopped in another way, such as by ``%llm_stop``.
             LLMMagicError: A row failed and ``on_error="stop"`` is set, or an error concerns all rows.
         """
-        if not self.done:
+        # The cell of a job shows its progress.
+        view = self.progress_view(self) if self.number is None and not self.done else None
+        if view is not None:
+            show_until_end(self, view)
+        elif not self.done:
             for _ in self.updates():
                 pass
         self._raise_error(self.error)

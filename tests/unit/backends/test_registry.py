@@ -185,7 +185,7 @@ def test_option_of_another_backend_raises() -> None:
         registry.load_config(settings(), {"backend": "vllm", "pull": True})
     with pytest.raises(OptionError, match="--base-url works only with -b ollama"):
         registry.load_config(settings(), {"base_url": "http://localhost:1"})
-    with pytest.raises(OptionError, match=r"no option 'pul'\. Did you mean \"pull\"\?"):
+    with pytest.raises(OptionError, match=r"'pul' is not an option\. Did you mean \"pull\"\?"):
         registry.load_config(settings(), {"backend": "ollama", "pul": True})
 
 

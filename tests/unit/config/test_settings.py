@@ -82,7 +82,7 @@ def test_stop_is_one_text_or_several(given: Any, stored: tuple[str, ...]) -> Non
 
 def test_unknown_name_suggests_the_nearest_one() -> None:
     with pytest.raises(
-        OptionError, match=r"no option 'temprature'\. Did you mean \"temperature\"\?"
+        OptionError, match=r"'temprature' is not a[a-z ]*\. Did you mean \"temperature\"\?"
     ):
         GenerationConfig().replace(temprature=0.1)
     with pytest.raises(OptionError, match='Did you mean "quantization"'):

@@ -620,8 +620,8 @@ BRACES = [
                 ("See {xs;} now", "{xs;}", "ends with a semicolon; write {xs}"),
                 ("{xs !r}", "{xs !r}", "has a space before the conversion; write {xs!r}"),
                 ("{a !s:>9}", "{a !s:>9}", "has a space before the conversion; write {a!s:>9}"),
-                ("{xs[0]!}", "{xs[0]!}", "has !, which is no conversion; write {xs[0]}"),
-                ("{xs[0]!d}", "{xs[0]!d}", "has !d, which is no conversion; write {xs[0]}"),
+                ("{xs[0]!}", "{xs[0]!}", "has !, which is not a conversion; write {xs[0]}"),
+                ("{xs[0]!d}", "{xs[0]!d}", "has !d, which is not a conversion; write {xs[0]}"),
                 (
                     "{{{len(xs)}}}",
                     "{{{len(xs)}}}",
@@ -636,6 +636,18 @@ BRACES = [
                 ),
                 ("{name, other}", "{name, other}", "has several names; write {name} {other}"),
                 ("{name; other}", "{name; other}", "has several names; write {name} {other}"),
+                ("Is {t, u} far?", "{t, u}", "has several names; write {t} {u}"),
+                ("{t; name}", "{t; name}", "has several names; write {t} {name}"),
+                (
+                    "{t:foo}",
+                    "{t:foo}",
+                    'has the format spec "foo", which Python does not support; write {t}',
+                ),
+                (
+                    'Is "{x:foo}" much?',
+                    "{x:foo}",
+                    'has the format spec "foo", which Python does not support; write {x}',
+                ),
                 ("{xs[0]]}", "{xs[0]]}", "has a closing bracket too many"),
                 (
                     'f"{a} of {{n}}"',
@@ -661,7 +673,8 @@ BRACES = [
     ],
 )
 def test_note_names_what_was_left(template: str, note: str) -> None:
-    assert fill(template, {**NAMES, "spaced": {"per head": 1}}).notes[:1] == (note,)
+    names = {**NAMES, "spaced": {"per head": 1}, "t": "Rome", "u": "Oslo"}
+    assert fill(template, names).notes[:1] == (note,)
 
 
 @pytest.mark.parametrize(
@@ -717,11 +730,15 @@ def test_note_about_a_name_that_is_defined_but_not_read_does_not_deny_it(
         'print(f"{a}")\nreturn f"{a}"\n    f"{a}"\nx = f"{a}"\n`f"{a}"` if f"{a}" else',
         "```\nf'{a}'\n```",
         "{call;} {call !r} {call!} {call]}",
+        "{t,u}.txt {t, a} {t, 1} ${t, u} `{t, u}` { t, u } {{t, u}}",
+        r"$\{t, u\}$ and S = \{t, u\}, \text{t, u} and $x \in {t, u}$",
+        "Return {name:string}, or {a:int}; a{t:foo} /items/{t:path} {t:red}",
+        'print({t:foo}) and {"t": {t:foo}}',
         *BRACES,
     ],
 )
 def test_code_gets_no_note(template: str) -> None:
-    assert fill(template, NAMES).notes == ()
+    assert fill(template, {**NAMES, "t": "Rome", "u": "Oslo"}).notes == ()
 
 
 def test_notes_are_few_and_the_others_are_counted() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import os
 import signal
 import threading
@@ -97,6 +98,28 @@ def test_run_and_iterate_can_be_interrupted_too(loop: LoopThread) -> None:
     with pytest.raises(Interrupted), held_back():
         taken.extend(iterate(loop, answering(1, 2)))
     assert taken == [1, 2]
+
+
+class _InterruptedCall(LoopThread):
+    """Is interrupted just after it has passed a call to the loop."""
+
+    def call(self, callback: Callable[[], object]) -> Any:
+        super().call(callback)
+        raise KeyboardInterrupt
+
+
+def test_interrupt_while_it_starts_cancels_it() -> None:
+    loop = _InterruptedCall()
+
+    async def work() -> None:
+        await asyncio.Event().wait()
+
+    for _ in range(20):
+        coroutine = work()
+        with pytest.raises(KeyboardInterrupt):
+            loop.run(coroutine)
+        assert inspect.getcoroutinestate(coroutine) == inspect.CORO_CLOSED
+    loop.close()
 
 
 def test_a_handler_of_the_user_is_put_back(loop: LoopThread) -> None:

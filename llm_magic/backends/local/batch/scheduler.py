@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from collections import abc, defaultdict, deque
@@ -11,7 +12,9 @@ import torch
 
 from llm_magic.backends.local import memory
 from llm_magic.backends.local import transformers_compat as compat
+from llm_magic.backends.local.batch import shared_prefix
 from llm_magic.backends.local.batch.padded_batch import PaddedBatch
+from llm_magic.backends.local.batch.shared_prefix import PrefixNotRead, SharedPrefix
 from llm_magic.backends.local.generation import parameters
 from llm_magic.backends.local.generation.distribution import Distribution, TokenScores
 from llm_magic.backends.local.generation.parameters import GenerateInputs
@@ -21,16 +24,20 @@ from llm_magic.backends.local.local_model import LocalModel
 from llm_magic.backends.local.worker import Cancelled
 from llm_magic.types import Chunk
 
-# Prompts are read in chunks that take about this long. Between two of them, running sequences get a
-# token each.
-_CHUNK_S = 0.15
+# Prompts are read in chunks that take about this long, or as long as so many steps. Between two of them,
+# running sequences get a token each.
+_CHUNK_S, _CHUNK_STEPS = 0.15, 2
 # The same while running sequences pause, or none runs: longer chunks take less time a token.
 _LONG_CHUNK_S = 0.4
 _MIN_CHUNK, _MAX_CHUNK = 32, 16384
 # The last chunk of a prompt has up to so many times the tokens of the others.
 _LONGEST_CHUNK = 1.5
-# Running sequences pause while the prompts of more sequences are read: each step of a few takes almost
-# as long as one of all. They pause for at most so many times a step, and at most so long.
+# A chunk that is a smaller share of the planned tokens is no measure of the speed.
+_MEASURED_SHARE = 1 / 2
+# Running sequences pause while the prompts of more others are read, or of more than this share of them
+# and than a few: each step of a part takes almost as long as one of all. They pause for at most so many
+# times a step, and at most so long.
+_PAUSE_SHARE, _FEW = 1 / 4, 4
 _PAUSE_STEPS, _MAX_PAUSE_S = 8, 1.0
 # How many sequences share a step. On a CPU more of them take as much longer, on a GPU they do not.
 MAX_SEQUENCES = {"cpu": 64}
@@ -82,6 +89,19 @@ class Prefill:
         self.batch.remove_finished()
 
 
+@dataclasses.dataclass(eq=False, slots=True)
+class Unread:
+    """Prompts of similar length, of which nothing is read but the prefix that they start with."""
+
+    sequences: list[Sequence]
+    hit: PrefixHit
+    shared: SharedPrefix | None
+
+    def remove_finished(self) -> None:
+        """Remove the sequences that were cancelled."""
+        self.sequences = [each for each in self.sequences if not each.finished]
+
+
 class Scheduler:
     """Decodes sequences together; requests for the same model join while it runs.
 
@@ -101,7 +121,7 @@ class Scheduler:
         self._share(first)
         self.waiting = deque([first])
         # Those that were scheduled and are not finished: their prompts are read, or they are decoded.
-        self._reading: deque[Prefill] = deque()
+        self._reading: deque[Prefill | Unread] = deque()
         self._batch: PaddedBatch | None = None
         # The next one, which cannot share a step: no others are admitted before it.
         self._alone: Sequence | None = None
@@ -129,6 +149,11 @@ class Scheduler:
         try:
             self._advance()
             return
+        except PrefixNotRead:
+            traits = self._loaded.traits
+            self._loaded.traits = dataclasses.replace(traits, shares_prefix=False)
+            self._wait_again()
+            return
         except Exception as error:
             running = self.running
             if not (memory.is_out_of_memory(error) and running):
@@ -146,7 +171,7 @@ class Scheduler:
             if sequence in self.waiting:
                 sequence.job.emit(Chunk(queued=True))
         if self._reading:
-            self._read_chunk(self._reading[0])
+            self._read_chunk(self._next_prefill())
         if self._batch is not None and not self._is_paused(self._batch):
             began = time.perf_counter()
             self._decode(self._batch)
@@ -154,11 +179,12 @@ class Scheduler:
             self._step_s = self._last_step - began
 
     def _is_paused(self, batch: PaddedBatch) -> bool:
-        """Return whether running sequences wait for more others, whose prompts are read."""
+        """Return whether running sequences wait for many others, whose prompts are read."""
         reading = sum(len(prefill.sequences) for prefill in self._reading)
         pause_s = min(_PAUSE_STEPS * self._step_s, _MAX_PAUSE_S)
         is_over = time.perf_counter() - self._last_step > pause_s
-        return reading > len(batch.sequences) and not is_over
+        running = len(batch.sequences)
+        return reading > min(running, max(running * _PAUSE_SHARE, _FEW)) and not is_over
 
     # -- who runs -----------------------------------------------------------------------------
 
@@ -233,17 +259,22 @@ class Scheduler:
 
         They continue where they are. The limit rises again as answers end, see `MemoryBudget`.
         """
+        count = self._wait_again()
+        if count > 1:
+            self._budget.reduce(count // 2)
+        self._prefixes.clear()
+        self._loaded.free_caches()
+        memory.release_memory()
+
+    def _wait_again(self) -> int:
+        """Let all running sequences wait, to be read again; returns how many there are."""
         sequences = [sequence for sequence in self.running if not sequence.finished]
         self._reading.clear()
         self._batch = None
         for sequence in sequences:
             sequence.cache = None
         self.waiting.extendleft(reversed(sequences))
-        if len(sequences) > 1:
-            self._budget.reduce(len(sequences) // 2)
-        self._prefixes.clear()
-        self._loaded.free_caches()
-        memory.release_memory()
+        return len(sequences)
 
     # -- prompts ------------------------------------------------------------------------------
 
@@ -283,18 +314,48 @@ class Scheduler:
         return []
 
     def _start_similar(self, group: list[Sequence], hit: PrefixHit) -> None:
-        """Start to read prompts that start with a cached prefix, those of similar length together.
-
-        No more of them than a chunk has all tokens of: each pass reads the keys and values of all.
-        """
+        """Start to read prompts that start with a cached prefix, those of similar length together."""
         group = sorted(group, key=lambda sequence: len(sequence.ids))
+        shared = self._shared_prefix(group, hit)
         while group:
             longest = hit.length + (len(group[0].ids) - hit.length) * _SIMILAR_LENGTH
             similar = [sequence for sequence in group if len(sequence.ids) <= longest]
-            unread = len(similar[-1].ids) - hit.length
-            similar = similar[: max(1, self._chunk_size() // unread)]
-            self._reading.append(self._prefill(similar, hit))
+            self._reading.append(Unread(similar, hit, shared))
             del group[: len(similar)]
+
+    def _next_prefill(self) -> Prefill:
+        """Return what is read next. Of prompts of which nothing is read, it takes the first ones.
+
+        No more of them than a chunk has all tokens of: each pass reads the keys and values of all.
+        """
+        first = self._reading[0]
+        if isinstance(first, Prefill):
+            return first
+        unread = len(first.sequences[-1].ids) - first.hit.length
+        count = max(1, self._chunk_size() // max(1, unread))
+        prefill = self._prefill(first.sequences[:count], first.hit, shared=first.shared)
+        first.sequences = first.sequences[count:]
+        if not first.sequences:
+            self._reading.popleft()
+        self._reading.appendleft(prefill)
+        return prefill
+
+    def _shared_prefix(self, group: list[Sequence], hit: PrefixHit) -> SharedPrefix | None:
+        """Return the cached prefix of prompts if it is to be shared with all that are decoded."""
+        if hit.cache is None or not self._loaded.traits.shares_prefix:
+            return None
+        inputs, batch = group[0].inputs, self._batch
+        assert inputs is not None
+        if inputs.arguments.get("position_ids") is None:
+            return None
+        count = len(group)
+        if batch is not None and batch.shared is not None:
+            count += len(batch.sequences)
+        shortest = min(len(sequence.ids) for sequence in group)
+        length = min(hit.length, shortest - shared_prefix.MIN_OWN_TOKENS)
+        if not shared_prefix.is_worth_it(length, count):
+            return None
+        return SharedPrefix(group[0].ids[: hit.length], hit.cache).cropped(length)
 
     def _can_share_prefix(self, group: list[Sequence]) -> bool:
         if len(group) == 1:
@@ -314,18 +375,25 @@ class Scheduler:
         return best if best.length >= _MIN_SHARED_PREFIX else _NO_HIT
 
     def _prefill(
-        self, sequences: list[Sequence], hit: PrefixHit, followers: abc.Sequence[Sequence] = ()
+        self,
+        sequences: list[Sequence],
+        hit: PrefixHit,
+        followers: abc.Sequence[Sequence] = (),
+        shared: SharedPrefix | None = None,
     ) -> Prefill:
-        own = sequences[0].cache
-        batch = PaddedBatch(sequences, hit.length if own is None else 0, self._device)
+        own, prefix_length = sequences[0].cache, hit.length if shared is None else len(shared.ids)
+        batch = PaddedBatch(sequences, prefix_length if own is None else 0, self._device)
         if own is not None:
             batch.cache, sequences[0].cache = own, None
+        elif shared is not None:
+            batch.start_after(shared, compat.new_cache(self._loaded.model))
         elif hit.cache is not None:
             batch.start_from(hit.cache)
-            for sequence in sequences:
-                sequence.cached_tokens = hit.length
         else:
             batch.cache = compat.new_cache(self._loaded.model)
+        if own is None and prefix_length:
+            for sequence in sequences:
+                sequence.cached_tokens = prefix_length
         return Prefill(batch, list(hit.boundaries), list(followers))
 
     def _read_chunk(self, prefill: Prefill) -> None:
@@ -335,18 +403,19 @@ class Scheduler:
         for sequence in prefill.sequences:
             sequence.start_clock()
         if start < last:
-            began = time.perf_counter()
-            columns = max(1, self._chunk_size() // len(batch.sequences))
+            began, size = time.perf_counter(), self._chunk_size()
+            columns = max(1, size // len(batch.sequences))
             # A short rest would take almost as long as a chunk.
             end = start + columns if last - start > columns * _LONGEST_CHUNK else last
             self._forward(batch, start, end)
             prefill.boundaries.append(start)
             if self._device.type == "cuda":
                 torch.cuda.synchronize(self._device)
-            if end < last:
-                read = (end - start) * len(batch.sequences)
+            read = (end - start) * len(batch.sequences)
+            if read > size * _MEASURED_SHARE:
                 measured = read / max(time.perf_counter() - began, 1e-6)
                 self._tokens_per_s = min(measured, 2 * self._tokens_per_s)
+            if end < last:
                 for sequence in prefill.sequences:
                     sequence.streamer.report_prefill(end, last)
         if batch.is_read:
@@ -358,7 +427,8 @@ class Scheduler:
     def _chunk_size(self) -> int:
         """Return how many tokens the next chunk has, with the padding."""
         is_alone = self._batch is None or self._is_paused(self._batch)
-        size = int(self._tokens_per_s * (_LONG_CHUNK_S if is_alone else _CHUNK_S))
+        chunk_s = max(_CHUNK_S, min(_CHUNK_STEPS * self._step_s, _LONG_CHUNK_S))
+        size = int(self._tokens_per_s * (_LONG_CHUNK_S if is_alone else chunk_s))
         # Beside other processes shorter chunks take as long, and all prompts together much longer.
         least = max(_MIN_CHUNK, self._loaded.prefill_chunk_size.tokens // 2)
         return max(least, min(size, _MAX_CHUNK))
@@ -371,7 +441,8 @@ class Scheduler:
             self._prefixes.store(ids, batch.cache, prefill.boundaries)
             self._start_similar(followers, PrefixHit(batch.cache, len(ids), (0,)))
             return
-        if len(batch.sequences) == 1 and not batch.sequences[0].streamer.token_count:
+        is_alone = len(batch.sequences) == 1 and batch.shared is None
+        if is_alone and not batch.sequences[0].streamer.token_count:
             cache = compat.fork(batch.cache)
             self._loaded.prefix_cache.store(ids, cache, prefill.boundaries)
         if self._batch is None:
@@ -391,12 +462,15 @@ class Scheduler:
         if arguments.get("position_ids") is not None:
             arguments["position_ids"] = batch.position_ids()[:, :end]
         arguments["attention_mask"] = batch.mask[:, :end] if batch.is_padded else None
+        is_first = start + batch.shared_length == 0
         prepared = compat.prepare_inputs(
-            model, batch.ids[:, :end], end - start, arguments, first=start == 0
+            model, batch.ids[:, :end], end - start, arguments, first=is_first
         )
         if end - start == 1 and self._loaded.traits.masks_single_tokens:
             prepared["attention_mask"] = batch.mask[:, None, None, :end].bool()
-        logits: torch.Tensor = model(**prepared, return_dict=True).logits[:, -1]
+        shared = batch.shared
+        with contextlib.nullcontext() if shared is None else shared.attended(model):
+            logits: torch.Tensor = model(**prepared, return_dict=True).logits[:, -1]
         return logits
 
     def _decode(self, batch: PaddedBatch) -> None:
@@ -410,11 +484,11 @@ class Scheduler:
         rows_of: dict[int, list[int]] = defaultdict(list)
         for row, sequence in enumerate(batch.sequences):
             rows_of[id(sequence.inputs)].append(row)
-        tokens = batch.ids.new_empty(len(batch.sequences))
+        ids, tokens = batch.all_ids(), batch.ids.new_empty(len(batch.sequences))
         for rows in rows_of.values():
             sequences = [batch.sequences[row] for row in rows]
             index = slice(None) if len(rows_of) == 1 else torch.tensor(rows, device=tokens.device)
-            tokens[index] = _next_tokens(batch.ids[index], scores[index], sequences)
+            tokens[index] = _next_tokens(ids[index], scores[index], sequences)
         batch.append(tokens)
         chosen = tokens.tolist()
         found = _scores(batch, ranked, chosen)

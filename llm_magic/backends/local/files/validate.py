@@ -95,7 +95,7 @@ def _check_architecture(
     if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise LoadFailed(
             f"{name} is not a text-generation model that this version of Transformers supports"
-            f" (model_type {kind}). Choose another, or run: pip install -U transformers"
+            f" (model_type {kind}). Choose another, or run: pip install -U 'llm_magic[local]' transformers"
         )
     architecture = str((model_config.get("architectures") or [""])[0])
     if architecture.endswith(_NOT_GENERATIVE):

@@ -212,7 +212,7 @@ def _side_by_side(
 
 
 class PrefillChunkSize:
-    """How many tokens of a prompt one forward pass reads: as many as take about 0.2 s.
+    """How many tokens of a prompt one forward pass reads: as many as take about 0.2 s, or `smallest`.
 
     It changes seldom, in powers of two, and is kept with the model: chunks of another size round
     differently, see `prefix_cache`.
@@ -223,18 +223,18 @@ class PrefillChunkSize:
     # Where others use the CPU, too, shorter chunks take as long, and the whole prompt much longer.
     _LESS = 0.75
 
-    def __init__(self, tokens: int = 256) -> None:
-        self.tokens = tokens
+    def __init__(self, tokens: int = 256, smallest: int = _MIN) -> None:
+        self.tokens, self._smallest = tokens, smallest
         # The seconds of the slow chunk after which the size was reduced last.
         self._slow_s = math.inf
 
     @classmethod
-    def for_model(cls, parameters: int, device: str) -> PrefillChunkSize:
+    def for_model(cls, parameters: int, device: str, smallest: int = _MIN) -> PrefillChunkSize:
         """Estimate it from the number of parameters and the type of the device."""
         operations_per_s = 2e11 if device == "cpu" else 5e13
         tokens = 0.2 * operations_per_s / (2 * max(parameters, 1))
         power = 1 << max(0, round(tokens).bit_length() - 1)
-        return cls(max(cls._MIN, min(power, 1024)))
+        return cls(max(smallest, min(power, 1024)), smallest)
 
     def update(self, size: int, seconds: float) -> None:
         """Adapt to the time that a chunk of `size` tokens took; shorter chunks do not count."""
@@ -242,6 +242,6 @@ class PrefillChunkSize:
             return
         if seconds > self._SLOW_S:
             if seconds < self._LESS * self._slow_s:
-                self.tokens, self._slow_s = max(self.tokens // 2, self._MIN), seconds
+                self.tokens, self._slow_s = max(self.tokens // 2, self._smallest), seconds
         elif seconds < self._FAST_S:
             self.tokens = min(self.tokens * 2, self._MAX)

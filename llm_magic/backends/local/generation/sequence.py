@@ -189,6 +189,11 @@ class Sequence:
 
 def common_prefix_length(sequences: abc.Sequence[Sequence]) -> int:
     """Return how many tokens all sequences start with; at least the last of each is its own."""
-    low, high = min(s.ids for s in sequences), max(s.ids for s in sequences)
-    longest = min(len(s.ids) for s in sequences) - 1
+    longest = min(len(sequence.ids) for sequence in sequences) - 1
+    return min(common_length([sequence.ids for sequence in sequences]), longest)
+
+
+def common_length(texts: abc.Sequence[list[int]]) -> int:
+    """Return how many tokens all texts start with."""
+    low, high, longest = min(texts), max(texts), min(map(len, texts))
     return next((n for n in range(longest) if low[n] != high[n]), longest)

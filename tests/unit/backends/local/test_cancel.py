@@ -149,6 +149,14 @@ def test_a_large_model_reads_smaller_pieces() -> None:
     assert PrefillChunkSize.for_model(8 * 10**9, "cuda").tokens == 512
 
 
+def test_pieces_stay_long_enough_to_be_worth_reading_the_weights() -> None:
+    chunk_size = PrefillChunkSize.for_model(8 * 10**9, "cpu", smallest=64)
+    assert chunk_size.tokens == 64
+    for _ in range(12):
+        chunk_size.update(chunk_size.tokens, 2.0)
+    assert chunk_size.tokens == 64
+
+
 def interrupt_when(ready: Callable[[], bool]) -> threading.Thread:
     """Press the stop button as soon as `ready()`."""
 

@@ -12,6 +12,7 @@ from typing import Any, cast
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
 from llm_magic.backends.local import cpu_linear
@@ -231,12 +232,6 @@ def test_model_that_reads_a_weight_itself_has_the_same_results_in_both_layouts()
 # --- when the layout of a weight changes ---
 
 
-@pytest.fixture
-def two_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A CPU on which torch's own kernel is faster for one and two rows."""
-    monkeypatch.setattr(cpu_linear, "few_rows", lambda: 2)
-
-
 def multiply(layer: nn.Module, rows: int, times: int = 1) -> torch.Tensor:
     with torch.inference_mode():
         for _ in range(times):
@@ -244,7 +239,6 @@ def multiply(layer: nn.Module, rows: int, times: int = 1) -> torch.Tensor:
     return out
 
 
-@pytest.mark.usefixtures("two_rows")
 def test_weight_is_packed_while_several_rows_are_multiplied() -> None:
     usual = nn.Linear(8, 8)
     fast = Bfloat16Linear.convert(copy.deepcopy(usual))
@@ -258,7 +252,6 @@ def test_weight_is_packed_while_several_rows_are_multiplied() -> None:
         assert torch.equal(fast.state_dict()["weight"], usual.weight)
 
 
-@pytest.mark.usefixtures("two_rows")
 def test_layers_of_a_model_do_not_all_change_in_the_same_step() -> None:
     model = nn.Sequential(*(nn.Linear(8, 8) for _ in range(40)))
     for layer in model:
@@ -271,7 +264,6 @@ def test_layers_of_a_model_do_not_all_change_in_the_same_step() -> None:
     assert max(after - before for before, after in itertools.pairwise(counts)) <= 2
 
 
-@pytest.mark.usefixtures("two_rows")
 def test_tied_weight_stays_the_one_of_the_embedding() -> None:
     embedding, head = nn.Embedding(20, 8), nn.Linear(8, 20, bias=False)
     head.weight = embedding.weight
@@ -282,7 +274,6 @@ def test_tied_weight_stays_the_one_of_the_embedding() -> None:
     assert next(fast.parameters()) is embedding.weight
 
 
-@pytest.mark.usefixtures("two_rows")
 def test_fused_layers_have_one_copy_of_their_weights_in_both_layouts() -> None:
     layers = [nn.Linear(8, count, bias=False) for count in (8, 4, 4)]
     model = nn.ModuleList(copy.deepcopy(layers))
@@ -300,48 +291,44 @@ def test_fused_layers_have_one_copy_of_their_weights_in_both_layouts() -> None:
         assert weight.numel() == 8 * 16
 
 
-def test_weights_are_always_packed_where_torch_has_no_faster_kernel(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize(
+    ("own", "has_amx", "is_used"),
+    [(0.5, False, True), (1.2, False, True), (2.0, False, False), (0.5, True, False)],
+)
+def test_own_kernel_is_used_without_amx_unless_it_is_much_slower(
+    monkeypatch: pytest.MonkeyPatch, own: float, has_amx: bool, is_used: bool
 ) -> None:
-    monkeypatch.setattr(cpu_linear, "few_rows", lambda: 0)
-    fast = Bfloat16Linear.convert(nn.Linear(8, 8))
-    multiply(fast, 1, 200)
-    assert next(fast.parameters()).is_mkldnn
-
-
-@pytest.mark.parametrize(("own", "rows"), [(0.5, 2), (1.2, 2), (2.0, 0)])
-def test_own_kernel_is_used_unless_it_is_much_slower(
-    monkeypatch: pytest.MonkeyPatch, own: float, rows: int
-) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": has_amx})
     clock = itertools.accumulate(itertools.cycle((0, own, 0, 1)))  # by turns
     monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
-    cpu_linear.few_rows.cache_clear()
+    cpu_linear.has_fast_own_kernel.cache_clear()
     try:
-        assert cpu_linear.few_rows() == rows
+        assert cpu_linear.has_fast_own_kernel() is is_used
     finally:
-        cpu_linear.few_rows.cache_clear()
+        cpu_linear.has_fast_own_kernel.cache_clear()
 
 
-def test_own_kernel_leaves_the_flag_of_onednn_as_it_is() -> None:
+def test_own_kernel_leaves_the_flag_of_onednn_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
     onednn: Any = torch.backends.mkldnn
     before = onednn.enabled
     try:
         for state in (False, True):
             onednn.enabled = state
-            cpu_linear.few_rows.cache_clear()
-            cpu_linear.few_rows()
+            cpu_linear.has_fast_own_kernel.cache_clear()
+            cpu_linear.has_fast_own_kernel()
             assert onednn.enabled is state
     finally:
         onednn.enabled = before
-        cpu_linear.few_rows.cache_clear()
+        cpu_linear.has_fast_own_kernel.cache_clear()
 
 
-@pytest.mark.parametrize("few_rows", [0, 2])
+@pytest.mark.parametrize("own", [False, True])
 @pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3_text"])
 def test_changed_model_has_the_logits_and_the_state_of_the_usual_one(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: Architecture, few_rows: int
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: Architecture, own: bool
 ) -> None:
-    monkeypatch.setattr(cpu_linear, "few_rows", lambda: few_rows)
+    monkeypatch.setattr(cpu_linear, "has_fast_own_kernel", lambda: own)
     model = AutoModelForCausalLM.from_pretrained(tiny(tmp_path, name), dtype=torch.bfloat16)
     usual = copy.deepcopy(model)
     ids = torch.arange(40).view(1, 40) % model.config.vocab_size
@@ -361,7 +348,6 @@ def test_changed_model_has_the_logits_and_the_state_of_the_usual_one(
 def test_large_weights_stay_in_the_memory_of_the_file(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, max_bytes: int
 ) -> None:
-    monkeypatch.setattr(cpu_linear, "few_rows", lambda: 2)
     monkeypatch.setattr(cpu_linear, "_MAX_FUSED_BYTES", max_bytes)
     model = AutoModelForCausalLM.from_pretrained(tiny(tmp_path, "llama"), dtype=torch.bfloat16)
     before = {parameter.data_ptr() for parameter in model.parameters()}
@@ -373,10 +359,49 @@ def test_large_weights_stay_in_the_memory_of_the_file(
         assert before == after
 
 
-def test_weights_that_are_not_packed_are_not_copied(
+def test_mapped_file_is_freed_when_all_weights_are_packed(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(cpu_linear, "few_rows", lambda: 0)
+    monkeypatch.setattr(cpu_linear, "_MAX_FUSED_BYTES", 0)
+    model = AutoModelForCausalLM.from_pretrained(tiny(tmp_path, "llama"), dtype=torch.bfloat16)
+    before = {parameter.data_ptr() for parameter in model.parameters()}
+    if optimize(model) == 0:
+        pytest.skip("this CPU packs no weights")
+    ids = torch.ones((1, 4), dtype=torch.long)
+    with torch.inference_mode():
+        for _ in range(70):
+            model(ids)
+    left = [p for p in model.parameters() if not p.is_mkldnn]
+    assert len(left) < len(before)
+    assert not before & {parameter.data_ptr() for parameter in left}
+
+
+class _Products(TorchDispatchMode):
+    """Counts the products of weights."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += any(name in str(func) for name in ("linear", "addmm", "aten.mm."))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_load_reads_no_weight_to_check_that_a_model_runs(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, own: bool
+) -> None:
+    monkeypatch.setattr(cpu_linear, "has_fast_own_kernel", lambda: own)
+    cpu_linear.can_pack()
+    model = AutoModelForCausalLM.from_pretrained(tiny(tmp_path, "llama"), dtype=torch.bfloat16)
+    with _Products() as products:  # type: ignore[no-untyped-call]
+        optimize(model)
+    assert products.count == 0
+    with torch.inference_mode(), _Products() as products:  # type: ignore[no-untyped-call]
+        model(torch.ones((1, 1), dtype=torch.long))
+    assert products.count > 0
+
+
+def test_weights_that_are_not_packed_are_not_copied(tmp_path: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(tiny(tmp_path, "llama"), dtype=torch.bfloat16)
     before = {parameter.data_ptr() for parameter in model.parameters()}
     optimize(model, pack=False)

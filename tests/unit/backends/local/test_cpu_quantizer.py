@@ -138,7 +138,7 @@ def test_head_of_its_own_has_8_bits_and_no_copy(tmp_path: Path, quantization: st
     model = load(with_own_head(tmp_path), quantization)
     assert type(model.lm_head) is Int8Linear
     estimate = memory.weight_bytes(tmp_path, "bfloat16", quantization)
-    assert memory.head_copy_bytes(tmp_path, "bfloat16", quantization) == 0
+    assert memory.head_copy_bytes(tmp_path, "bfloat16") == 0
     assert model.get_memory_footprint() == pytest.approx(estimate, rel=0.03)
 
 

@@ -13,7 +13,7 @@ from llm_magic.backends.local import cpu_quantized, memory
 from llm_magic.backends.local.files.gguf import converted_folder, embedded_file
 from llm_magic.errors import DeviceUnavailable, MissingDependency, OptionError
 from llm_magic.session import Session
-from tests.local_models import SMOLLM2_BYTES, listening, local_session, packed_head_bytes
+from tests.local_models import SMOLLM2_BYTES, listening, local_session
 from tests.tiny_models import tiny_llama
 
 no_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA GPU here")
@@ -103,8 +103,6 @@ def test_weights_have_the_requested_dtype(
 def test_quantized_model_answers(
     session: Session, quantization: str, size: int, dtype: str
 ) -> None:
-    if quantization == "none":
-        size += packed_head_bytes()
     info = session.load(device="cpu", quantization=quantization)
     assert info.size == pytest.approx(size, rel=0.001)
     assert (info.quantization, info.dtype) == (quantization, dtype)
@@ -115,8 +113,8 @@ def test_quantized_model_answers(
     # The estimate before the load.
     folder = converted_folder(file)
     estimate = memory.weight_bytes(folder, "auto", quantization)
-    if quantization != "none" or packed_head_bytes():
-        estimate += memory.head_copy_bytes(folder, "auto", quantization)
+    if quantization != "none":
+        estimate += memory.head_copy_bytes(folder, "auto")
     assert estimate == pytest.approx(size, rel=0.01)
 
 

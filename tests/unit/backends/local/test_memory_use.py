@@ -98,8 +98,7 @@ def test_estimated_size_is_that_of_the_loaded_model(
     folder = tiny(tmp_path / "m", architecture, hidden=256, layers=3)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
     estimate = memory.weight_bytes(folder, dtype, "none")
-    if cpu_linear.optimize(model) and cpu_linear.can_pack():
-        estimate += memory.head_copy_bytes(folder, dtype, "none")
+    cpu_linear.optimize(model)
     assert estimate == pytest.approx(model.get_memory_footprint(), rel=0.15)
 
 

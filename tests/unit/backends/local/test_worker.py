@@ -16,6 +16,7 @@ import pytest
 
 from llm_magic.backends.local.worker import Cancelled, Job, Worker
 from llm_magic.errors import GenerationFailed, LLMMagicError
+from llm_magic.types import Chunk, Progress
 
 
 @pytest.fixture
@@ -199,6 +200,36 @@ def test_items_are_in_order_and_the_failure_is_last(worker: Worker) -> None:
 
     assert in_time(main(False)) == list(range(1000))
     assert in_time(main(True)) == list(range(1000))
+
+
+def test_pieces_of_text_that_wait_are_read_as_one(worker: Worker) -> None:
+    emitted = threading.Event()
+    tokens = [Chunk("d", tokens=1), Chunk("e", tokens=1)]
+    progress, end = Chunk(progress=Progress("reading the prompt", 0.5)), Chunk(finish_reason="stop")
+
+    def work(job: Job[None]) -> None:
+        for number in range(1, 4):
+            job.emit(Chunk("ab", time=float(number)))
+        job.emit(progress)
+        job.emit(Chunk(reasoning="why", time=5.0))
+        job.emit(Chunk("c", time=6.0))
+        for token in tokens:
+            job.emit(token)
+        job.emit(end)
+        emitted.set()
+
+    async def read() -> list[Chunk]:
+        stream = worker.stream(work, translate, queued=None)
+        # The first one may be read at once.
+        chunks = [await anext(stream)]
+        assert emitted.wait(5)
+        return chunks + [chunk async for chunk in stream]
+
+    first, *others = in_time(read())
+    assert first.text[:2] == "ab"
+    assert "".join(chunk.text for chunk in (first, *others)) == "abababcde"
+    assert others[-5:] == [progress, Chunk("c", "why", time=6.0), *tokens, end]
+    assert len(others) <= 6
 
 
 def test_closed_stream_sets_the_flag_and_waits(worker: Worker) -> None:

@@ -7,6 +7,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import pandas as pd
+import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -33,6 +35,17 @@ class Frame:
         raise AssertionError("a key press runs no code")
 
 
+class DataFrame(list[dict[str, int]]):
+    """Has the name of a table, and code of its own that nothing may run."""
+
+    @property
+    def columns(self) -> object:
+        raise AssertionError("a key press runs no code")
+
+    def __iter__(self) -> Iterator[dict[str, int]]:
+        raise AssertionError("a key press runs no code")
+
+
 @pytest.fixture
 def names() -> Iterator[Candidates]:
     values = {
@@ -43,6 +56,11 @@ def names() -> Iterator[Candidates]:
         "df": Frame(),
         "d": {"key one": 1, 2: 3},
         "Frame": Frame,
+        "towns": pd.DataFrame({"north side": ["York"], "river": ["Ouse"], "a{b": [1], 5: [2]}),
+        "pl_towns": pl.DataFrame({"river": ["Ouse"]}),
+        "listed": [{"river": "Ouse"}, {"rivulet": 1}],
+        "of": SimpleNamespace(towns=pd.DataFrame({"river": ["Ouse"]})),
+        "own": DataFrame([{"river": 1}]),
     }
     shell = SimpleNamespace(user_ns=values, user_ns_hidden={"exit": 4})
     with scripted_session(models_folder=Path("/nowhere")) as (session, backend):
@@ -109,6 +127,7 @@ def completed(line: str, names: Candidates, cell: str = "") -> list[str] | None:
         ("%llm {df.|", ["%llm {df.shape", "%llm {df.slow"]),
         ("%llm {df.shape.r|", ["%llm {df.shape.rows"]),
         ("%llm {df.slow.|", []),
+        ("%llm {own['r|", []),
         ("%llm {df._|", []),
         ("%llm {nothing.|", []),
         ('%llm {d["k|', ['%llm {d["key one']),
@@ -182,6 +201,52 @@ def test_an_option_of_a_prompt_magic_is_offered_where_nothing_is_typed(names: Ca
     assert lines is not None
     assert "%%llm -t 0 --system" in lines
     assert "%%llm -t 0 --temperature" not in lines
+
+
+@pytest.mark.parametrize(
+    ("data", "line", "read"),
+    [
+        ("towns", "Is {r|}?", ["Is {river}?", "Is {reply}?", "Is {rows}?"]),
+        ("towns", "Is {no|", ["Is {north side"]),
+        ("towns", "Is {north s|}", ["Is {north side}"]),
+        ("towns", "{it|", ["{item"]),
+        ("towns", "{in|", ["{index"]),
+        ("towns", "{a|", []),  # not the column with a brace
+        ("towns", "{item.r|", ["{item.river"]),
+        ("towns", '{item["n|', ['{item["north side']),
+        ("towns", "{riv} and {riv|", ["{riv} and {river"]),
+        ("towns", "{df.sh|", ["{df.shape"]),
+        ("towns", "{{riv|", []),
+        ("towns", "${riv|", []),
+        ("towns", "riv|", []),
+        ("towns[towns.river != 'Aire'].head(2)", "{riv|", ["{river"]),
+        ("towns.iloc[:5]", "{riv|", ["{river"]),
+        ("towns[['river']]", "{|", None),
+        ('towns["river"]', "{riv|", ["{river"]),
+        ('towns["river"]', "{no|", []),
+        ("towns.T", "{riv|", []),
+        ("towns.groupby('river').size()", "{riv|", []),
+        ("pl_towns.filter(True)", "{riv|", ["{river"]),
+        ("listed[:1]", "{riv|", ["{river", "{rivulet"]),
+        ("of.towns", "{riv|", ["{river"]),
+        ("own", "{riv|", []),
+        ("df.slow", "{riv|", []),
+        ("range(3)", "{it|", ["{item"]),
+        ("nothing", "{it|", ["{item"]),
+    ],
+)  # fmt: skip
+def test_prompt_of_a_map_completes_columns(
+    data: str, line: str, read: list[str] | None, names: Candidates
+) -> None:
+    found = completed(line, names, f"%%llm -t 0 --over {data} -o out\nThe first line.")
+    assert found is not None
+    if read is None:
+        assert found[:3] == ["{river", "{item", "{index"]
+        assert "{north side" not in found
+    else:
+        assert found == read
+        in_one_line = completed((start := f"%llm --over {data} ") + line, names)
+        assert in_one_line == [start + one for one in read]
 
 
 @pytest.mark.parametrize("above", ["%%llm", "%%llm -t 0 -o x\nHello", "\n  \n%%llm"])

@@ -582,9 +582,9 @@ def test_list_is_a_value_of_the_stop_option() -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("temprature 0.2", "no option 'temprature'. Did you mean \"temperature\""),
-        ("temperature 0.2 0.3", "no option '0.3'"),
-        ("temperature: 0.2", "There is no option 'temperature:'. Write temperature=VALUE."),
+        ("temprature 0.2", "'temprature' is not a setting. Did you mean \"temperature\""),
+        ("temperature 0.2 0.3", "'0.3' is not a setting"),
+        ("temperature: 0.2", "'temperature:' is not a setting. Write temperature=VALUE."),
         ("temperature:0.2", "Write temperature=VALUE."),
         ("=3", "A value has no name. Write NAME=VALUE."),
         ("=", "A value has no name."),

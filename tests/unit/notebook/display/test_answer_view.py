@@ -154,7 +154,7 @@ def test_updates_take_little_of_the_processor_from_the_model(
 
     def busy(_bundle: object, **_options: object) -> None:
         drawn.append(clock.now)
-        clock.busy += 0.0007  # what one of prose takes: 0.7% of 0.1 s
+        clock.busy += 0.0004  # 0.4% of 0.1 s
 
     monkeypatch.setattr("IPython.display.display", busy)
     answer = Shown()

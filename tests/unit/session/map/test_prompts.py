@@ -88,7 +88,9 @@ def test_columns_of_several_levels_have_an_error_that_names_one(template: str) -
 def test_columns_that_are_numbers_have_an_error_or_a_note() -> None:
     frame = pd.DataFrame([["a", "b"]])
     assert prompts("{item[0]} {2} {{1}}", frame) == (["a {2} {{1}}"], ())
-    note = "{1} was not replaced: a number in braces is no name. Write {item[1]} for the column 1"
+    note = (
+        "{1} was not replaced: a number in braces is not a name. Write {item[1]} for the column 1"
+    )
     assert prompts("{item[0]} {1}", frame)[1][0].startswith(note)
     with pytest.raises(PromptError, match=r"Write {item\[0\]} for the column 0, or rename"):
         prompts("{0} and {1}", frame)

@@ -160,7 +160,7 @@ def test_sample_is_spread_over_the_data() -> None:
     [
         ("text", "The data is a text. To map over one text, put it into a list"),
         (7, "Data of type int has no rows. Use a list"),
-        (None, "Data of type NoneType has no rows."),
+        (None, "The data is None."),
         (pl.LazyFrame({"a": [1]}), r"lazy table. Call its collect\(\) first"),
         (Splits(train=HubDataset({"text": TEXTS})), "The data has splits: train. Choose one: data"),
         (pd.DataFrame([[1, 2]], columns=["a", "a"]), r"the same name: a\. Rename them, or keep"),

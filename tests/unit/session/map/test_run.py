@@ -192,8 +192,20 @@ def test_data_before_the_prompt_is_an_error_with_the_order(
         OptionError, match=r"prompt comes first: llm\.map\(PROMPT, DATA\)\. .*{item}"
     ):
         session.map(["Rome"], **data)  # type: ignore[arg-type]
-    with pytest.raises(OptionError, match="Data of type NoneType has no rows"):
+    with pytest.raises(OptionError, match="The data is None"):
         session.map("Where is {item}?")
+    with pytest.raises(
+        OptionError, match=r"The prompt is empty\. It comes first: llm\.map\(PROMPT, DATA\)"
+    ):
+        session.map()
+    with pytest.raises(
+        OptionError, match=r"'prompts' is not an option\. For several prompts: llm\.map"
+    ):
+        session.map(prompts=["Rome"])  # type: ignore[call-arg]
+    with pytest.raises(
+        OptionError, match=r"'worker' is not an option\. Did you mean \"workers\"\?"
+    ):
+        session.map("{item}", ["Rome"], worker=2)  # type: ignore[call-arg]
     assert not backend.requests
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from llm_magic.backends.local.batch import scheduler
+from llm_magic.backends.local.batch import scheduler, shared_prefix
 from llm_magic.session import Session
 from tests.local_models import listening, local_session
 from tests.many import SIZE, BatchModel
@@ -16,8 +16,12 @@ from tests.tiny_models import tiny_llama
 
 @pytest.fixture(autouse=True)
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let fewer sequences share a step, so that few prompts are enough for some to wait."""
+    """Let fewer sequences share a step, so that few prompts are enough for some to wait.
+
+    They share every prefix, also one that is as fast to copy.
+    """
     monkeypatch.setitem(scheduler.MAX_SEQUENCES, "cpu", SIZE)
+    monkeypatch.setattr(shared_prefix, "MIN_SHARED_TOKENS", 1)
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from llm_magic.backends.local import load_plan, memory
 from llm_magic.backends.local.files import gguf, sources
 from llm_magic.errors import LLMMagicError, LoadFailed, ModelNotFound, OutOfMemory
 from llm_magic.session import Session
-from tests.local_models import SMOLLM2_BYTES, edited, local_session, packed_head_bytes
+from tests.local_models import SMOLLM2_BYTES, edited, local_session
 from tests.scripted import settings
 from tests.tiny_gguf import write_gguf
 from tests.tiny_models import tiny_llama, truncated_weights
@@ -78,7 +78,7 @@ def session(models: Path, model_cache: Path) -> Iterator[Session]:
 def test_default_model_is_embedded_and_loads_fast(session: Session, model_cache: Path) -> None:
     info = session.load()
     assert (info.name, info.where) == ("SmolLM2-135M-Instruct", "bundled")
-    assert info.size == SMOLLM2_BYTES + packed_head_bytes()
+    assert info.size == SMOLLM2_BYTES
     assert info.context_length == 8192
     assert session.generate("What is the capital of France?", temperature=0).text == (
         "The capital of France is Paris."
