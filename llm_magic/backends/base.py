@@ -244,9 +244,9 @@ class Backend(ABC):
         ):
             raise OptionError(f"{option('choice')} needs different labels that are not empty.")
 
-    def shows_structure(self, _name: str, _structure: Structure) -> bool:
-        """Return whether the model of a request sees its structure, so that no prompt must describe it."""
-        return False
+    def needs_description(self, _name: str, _structure: Structure) -> bool:
+        """Return whether the prompt has to describe a structure that the backend enforces."""
+        return True
 
     def enforced_by(self, _name: str, _structure: Structure) -> str:
         """Return how an answer is held to a structure, in words."""

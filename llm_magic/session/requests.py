@@ -249,13 +249,13 @@ def _penalized(config: GenerationConfig, answer_type: AnswerType | None) -> Gene
 
 
 def _instruction(answer_type: AnswerType | None, loaded_model: LoadedModel) -> str:
-    """Return what describes the type of an answer to a model that its backend does not show it to."""
+    """Return what describes the type of an answer to the model; "" where it need not be described."""
     if answer_type is None:
         return ""
-    is_shown = answer_type.by == "backend" and loaded_model.backend.shows_structure(
+    is_needed = answer_type.by == "prompt" or loaded_model.backend.needs_description(
         loaded_model.name, answer_type.structure
     )
-    return "" if is_shown else answer_type.instruction
+    return answer_type.instruction if is_needed else ""
 
 
 def instructed(messages: tuple[Message, ...], instruction: str) -> tuple[Message, ...]:

@@ -66,12 +66,12 @@ class ProviderBackend(OpenAICompatibleBackend):
         if isinstance(supported, list) and "structured_outputs" not in supported:
             remote.structures = ()
 
-    def shows_structure(self, name: str, _structure: Structure) -> bool:
-        """Return whether the provider shows a schema to the model."""
+    def needs_description(self, name: str, _structure: Structure) -> bool:
+        """Return whether the provider itself does not show a schema to the model."""
         remote = self._models.get(name)
         if remote is None or not self.provider.shows_schema:
-            return False
-        return remote.server.address.origin == self.provider.url
+            return True
+        return remote.server.address.origin != self.provider.url
 
     def _missing(self, remote: RemoteModel) -> list[str]:
         """Return the options that the backend has and the model does not."""

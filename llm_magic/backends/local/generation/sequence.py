@@ -88,7 +88,7 @@ class Sequence:
             return
         self.constraint = grammars.reasoning(in_reasoning=in_reasoning)
         self.in_reasoning = in_reasoning
-        self.labels = Labels.encode(structure.labels, loaded.tokenizer, sorted(self.eos_token_ids))
+        self.labels = Labels.encode(structure.labels, loaded.tokenizer)
         self.check_length(loaded, max(map(len, self.labels.tokens)))
 
     def check_length(self, loaded: LocalModel, tokens: int) -> None:

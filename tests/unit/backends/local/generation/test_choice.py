@@ -33,13 +33,9 @@ def session() -> Iterator[Session]:
 
 
 def reference(
-    session: Session,
-    reply: Reply,
-    labels: Sequence[str],
-    ends: Sequence[int] = (),
-    read: Sequence[int] = (),
+    session: Session, reply: Reply, labels: Sequence[str], read: Sequence[int] = ()
 ) -> dict[str, float]:
-    """Return the probabilities by one plain forward pass of Transformers for each label.
+    """Return the probabilities by one plain forward pass of Transformers for each label, in quotes.
 
     `read` are the tokens before them, if these are not only those of the prompt.
     """
@@ -47,12 +43,11 @@ def reference(
     ids = list(read) or loaded.prompt_encoder.encode(reply.messages)
     sums = []
     for label in labels:
-        tokens = loaded.tokenizer(label, add_special_tokens=False).input_ids
+        tokens = loaded.tokenizer(f'"{label}"', add_special_tokens=False).input_ids
         with torch.inference_mode():
             model = loaded.model(input_ids=torch.tensor([ids + tokens]))
         logs = model.logits[0, len(ids) - 1 :].double().log_softmax(-1)
-        total = sum(logs[n, token] for n, token in enumerate(tokens))
-        sums.append(total + (logs[len(tokens), list(ends)].logsumexp(-1) if ends else 0))
+        sums.append(sum((logs[n, token] for n, token in enumerate(tokens)), torch.tensor(0.0)))
     return dict(zip(labels, torch.stack(sums).softmax(-1).tolist(), strict=True))
 
 
@@ -74,16 +69,15 @@ def test_probabilities_are_those_of_transformers_in_one_pass(smollm: Session) ->
     assert len(sizes) == 1
     assert dict(again.probabilities) == dict(reply.probabilities)
     check(again, reference(smollm, reply, LABELS))
-    tokens = local_model(smollm).tokenizer(str(reply), add_special_tokens=False).input_ids
+    tokens = local_model(smollm).tokenizer(f'"{reply}"', add_special_tokens=False).input_ids
     assert reply.usage.completion_tokens == len(tokens)
 
 
-def test_label_that_another_one_starts_with_counts_its_end(smollm: Session) -> None:
+def test_labels_are_told_apart_by_their_quotes(smollm: Session) -> None:
     labels = ["New", "New York", "Boston"]
     question = "Where is Wall Street?"
     reply = smollm.generate(question, structure=Structure.choice(labels))
-    ends = local_model(smollm).model.generation_config.eos_token_id
-    check(reply, reference(smollm, reply, labels, [ends]))
+    check(reply, reference(smollm, reply, labels))
     assert reply.probabilities["New York"] > reply.probabilities["New"]
 
 
@@ -100,7 +94,7 @@ def test_rows_of_a_map_take_a_pass_each(smollm: Session) -> None:
         mapped = smollm.map(question, rows, structure=Structure.choice(LABELS))
     assert len(sizes) == len(rows)
     # Rows start alike.
-    assert sizes[1] < sizes[0] / 2
+    assert sizes[1] < 0.7 * sizes[0]
     assert {str(reply) for reply in mapped} <= set(LABELS)
 
 
@@ -117,8 +111,7 @@ def test_probabilities_are_right_on_every_architecture(
     labels = ["hat", "the", "the other man", "z"]
     for prompt in ("x", "the other man in a hat " * 4, "the other man in a hat " * 4):
         reply = session.generate(prompt, structure=Structure.choice(labels))
-        ends = local_model(session).model.generation_config.eos_token_id
-        check(reply, reference(session, reply, labels, [ends]))
+        check(reply, reference(session, reply, labels))
 
 
 def test_label_is_chosen_after_the_reasoning(session: Session, tmp_path: Path) -> None:
@@ -132,8 +125,7 @@ def test_label_is_chosen_after_the_reasoning(session: Session, tmp_path: Path) -
     loaded = local_model(session)
     read = loaded.prompt_encoder.encode(reply.messages)
     read += loaded.tokenizer("ab</think>").input_ids
-    ends = loaded.model.generation_config.eos_token_id
-    check(reply, reference(session, reply, ["u", "v", "vw"], [ends], read))
+    check(reply, reference(session, reply, ["u", "v", "vw"], read))
     with pytest.raises(InvalidReply, match="cut off at the token limit"):
         session.generate("x", structure=Structure.choice(["u", "v"]), max_new_tokens=3)
 
