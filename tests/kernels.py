@@ -99,7 +99,7 @@ class Kernel:
     """A running kernel, spoken to as a frontend does."""
 
     def __init__(self, manager: KernelManager, *, misses_messages: bool = False) -> None:
-        """`misses_messages`: this version may not read a message until the next one comes."""
+        """`misses_messages`: this version may not read a message."""
         self.manager = manager
         self._misses_messages = misses_messages
         self.client = manager.blocking_client()
@@ -228,8 +228,18 @@ class Kernel:
             with contextlib.suppress(queue.Empty):
                 message = self.client.get_iopub_msg(timeout=1)
             if message is None and self._misses_messages:
-                self.client.kernel_info()
+                self._connect_again()
         self._sort(message)
+
+    def _connect_again(self) -> None:
+        """Let the kernel read what its shell socket has: a new connection wakes it, another message does not.
+
+        ipykernel 7.3 loses the event of a message that comes while a reply is sent.
+        """
+        other = self.manager.blocking_client()
+        other.start_channels(shell=True, iopub=False, stdin=False, hb=False, control=False)
+        time.sleep(0.2)
+        other.stop_channels()
 
     def _sort(self, message: dict[str, Any]) -> None:
         ran = self._cells.get(message["parent_header"].get("msg_id", ""))

@@ -84,7 +84,7 @@ def test_streams_work_as_in_other_libraries(k: Kernel) -> None:
 def test_names_of_other_libraries_show_what_to_use(k: Kernel) -> None:
     k.ok("%llm -o reply -c shop Hello you")
     for name, advice in (
-        ("tokens", "Use reply.usage.completion_tokens."),
+        ("tokens", "or ask with logprobs=0 for the probability of each token."),
         ("total_tokens", "Use reply.usage.total_tokens."),
         ("content", "The reply is the text itself."),
         ("choices[0].message", "The reply is the text itself."),
