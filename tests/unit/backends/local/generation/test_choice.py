@@ -73,7 +73,7 @@ def test_probabilities_are_those_of_transformers_in_one_pass(smollm: Session) ->
     assert reply.usage.completion_tokens == len(tokens)
 
 
-def test_labels_are_told_apart_by_their_quotes(smollm: Session) -> None:
+def test_label_and_one_that_starts_with_it_end_with_quotes(smollm: Session) -> None:
     labels = ["New", "New York", "Boston"]
     question = "Where is Wall Street?"
     reply = smollm.generate(question, structure=Structure.choice(labels))
