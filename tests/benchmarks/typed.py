@@ -30,10 +30,14 @@ _WAYS: Mapping[str, dict[str, Any]] = {
     "a structure that allows everything": {"regex": _ANYTHING},
     "--logprobs 5": {"logprobs": 5},
 }
-_FIELDS = (
-    "name, born int, birthplace, nationality, profession, employer, married bool, children int,"
-    " languages list, died int"
-)
+# Bounded, so that a small model comes to the end.
+_WORD, _NUMBER = {"type": "string", "maxLength": 30}, {"type": "integer"}
+_FIELDS: Mapping[str, Any] = {
+    "name": _WORD, "born": _NUMBER, "birthplace": _WORD, "nationality": _WORD, "profession": _WORD,
+    "employer": _WORD, "married": {"type": "boolean"}, "children": _NUMBER,
+    "languages": {"type": "array", "items": _WORD, "maxItems": 3}, "died": _NUMBER,
+}  # fmt: skip
+_SCHEMA = {"type": "object", "properties": _FIELDS, "required": list(_FIELDS)}
 _TEXT = (
     "Grace Brewster Murray Hopper was born in New York City in 1906 and died in 1992. The American"
     " computer scientist spoke English and French, served in the United States Navy, was married to"
@@ -147,7 +151,7 @@ def speeds() -> dict[str, float]:
     from llm_magic import llm
 
     with _passes() as moments:
-        reply = llm.generate(_TEXT, schema=_FIELDS, temperature=0, max_new_tokens=400)
+        reply = llm.generate(_TEXT, schema=_SCHEMA, temperature=0, max_new_tokens=400)
     tokens = reply.usage.completion_tokens
     assert tokens is not None
     free = llm.generate(_TEXT, temperature=0, max_new_tokens=tokens)
@@ -173,7 +177,7 @@ def choices() -> tuple[float, float]:
 
 
 def _difference(model: Any, row: str, reply: Any) -> float:
-    """Return the largest difference of a probability of a reply from one pass for each label."""
+    """Return the largest difference of a probability of a reply from one pass for each label in quotes."""
     import torch
 
     from llm_magic import llm
@@ -184,7 +188,7 @@ def _difference(model: Any, row: str, reply: Any) -> float:
     ids = loaded.prompt_encoder.encode(sent)
     sums = []
     for label in _LABELS:
-        tokens = loaded.tokenizer(label, add_special_tokens=False).input_ids
+        tokens = loaded.tokenizer(f'"{label}"', add_special_tokens=False).input_ids
         with torch.inference_mode():
             logits = model(torch.tensor([ids + tokens])).logits[0, len(ids) - 1 : -1]
         logs = logits.double().log_softmax(-1)
