@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import re
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -227,3 +229,32 @@ def test_litellm_requires_key(litellm: Server, monkeypatch: pytest.MonkeyPatch) 
             load(session, litellm, backend="openai", key_env=None)
     finally:
         session.close()
+
+
+def test_vllm_holds_answer_to_type(vllm: Server) -> None:
+    with contextlib.closing(Session(settings())) as session:
+        load(session, vllm, backend="vllm")
+        about: dict[str, Any] = {"temperature": 0, "max_new_tokens": 60}
+        found = session.generate("Ada was born in 1815.", schema="name, born int", **about)
+        assert found.value["born"] == 1815
+        numbers = session.generate("Numbers?", schema=list[int], **about).value
+        assert all(isinstance(number, int) for number in numbers)
+        labels = ["Paris", 'the "city" of Rome']
+        assert session.generate(QUESTION, choice=labels, **about).value in labels
+        year = session.generate("When was Ada born?", regex=r"1[89]\d\d", **about)
+        assert re.fullmatch(r"1[89]\d\d", year)
+        lark = 'start: "yes" | "no"\n'
+        assert session.generate("Is it late?", grammar=lark, **about) in {"yes", "no"}
+        rows = session.map("{item}", ["Ada, 1815", "Alan, 1912"], schema="born int", **about)
+        assert all(reply is not None and isinstance(reply.value["born"], int) for reply in rows)
+
+
+def test_vllm_reports_the_probabilities_of_tokens(vllm: Server) -> None:
+    with contextlib.closing(Session(settings())) as session:
+        load(session, vllm, backend="vllm")
+        reply = session.generate(QUESTION, temperature=0, max_new_tokens=12, logprobs=3)
+        assert "".join(token.text for token in reply.tokens) == reply
+        assert all(token.logprob <= 0 for token in reply.tokens)
+        assert {len(token.alternatives) for token in reply.tokens} == {3}
+        # Greedy: each token is the likeliest one.
+        assert all(t.logprob == pytest.approx(t.alternatives[0][1]) for t in reply.tokens)
