@@ -244,9 +244,12 @@ class Backend(ABC):
         ):
             raise OptionError(f"{option('choice')} needs different labels that are not empty.")
 
-    def needs_description(self, _name: str, _structure: Structure) -> bool:
-        """Return whether the prompt has to describe a structure that the backend enforces."""
-        return True
+    def needs_description(self, _name: str, structure: Structure) -> bool:
+        """Return whether the prompt has to describe a structure that the backend enforces.
+
+        A model in this process gets no list of labels: that misleads small models.
+        """
+        return not (self.capabilities.in_process and structure.kind == "choice")
 
     def enforced_by(self, _name: str, _structure: Structure) -> str:
         """Return how an answer is held to a structure, in words."""

@@ -226,10 +226,6 @@ class LlamaCppBackend(Backend):
         super().check_structure(structure)
         grammar.checked(structure)
 
-    def needs_description(self, _name: str, structure: Structure) -> bool:
-        """Return whether the prompt describes a structure: not for labels, which mislead small models."""
-        return structure.kind != "choice"
-
     def check_extra(self, config: GenerationConfig) -> None:
         """Raise `OptionError` for a field that an option sets, or that the backend sets."""
         check_fields(config, self.option_names, SPELLINGS, OpenAICompatibleBackend.reserved)

@@ -243,10 +243,6 @@ class LocalTransformersBackend(Backend):
         super().check_structure(structure)
         checked(structure)
 
-    def needs_description(self, _name: str, structure: Structure) -> bool:
-        """Return whether the prompt describes a structure: not for labels, which mislead small models."""
-        return structure.kind != "choice"
-
     def check_extra(self, config: GenerationConfig) -> None:
         """Check ``-p`` names against Transformers."""
         from llm_magic.backends.local.generation.parameters import check_extra
