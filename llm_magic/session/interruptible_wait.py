@@ -171,6 +171,12 @@ class _Wait:
     cell: object
     task: asyncio.Task[object]
     stopping: Callable[[], None]
+    cancelled_before: int
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether the task was cancelled since the wait began."""
+        return self.task.cancelling() > self.cancelled_before
 
 
 _waits: list[_Wait] = []
@@ -187,8 +193,9 @@ def translated(stopping: Callable[[], None] = lambda: None) -> Iterator[None]:
     `stopping` is called before `cancel_waits` cancels the task in the block.
     """
     task = asyncio.current_task()
-    wait = _Wait(current_cell.get(), task, stopping) if task is not None else None
-    if wait is not None:
+    wait = None
+    if task is not None:
+        wait = _Wait(current_cell.get(), task, stopping, task.cancelling())
         _waits.append(wait)
     try:
         yield
@@ -206,12 +213,16 @@ def translated(stopping: Callable[[], None] = lambda: None) -> Iterator[None]:
 def cancel_waits(cell: object) -> None:
     """Cancel the other tasks of a cell that are in `translated`; called in the cell's loop.
 
-    The end of `asyncio.wait`, `as_completed` and `shield` does not end the tasks they wait for.
+    The end of `asyncio.wait`, `as_completed` and `shield` does not end the tasks they wait for. `gather`
+    cancels them, also those of earlier cells, but ends with the first one.
     """
     here, loop = asyncio.current_task(), asyncio.get_running_loop()
     for wait in tuple(_waits):
-        task = wait.task
-        if wait.cell is cell and task is not here and task.get_loop() is loop and not task.done():
+        task, is_own = wait.task, wait.cell is cell
+        if task is here or task.get_loop() is not loop or task.done():
+            continue
+        if is_own or wait.is_cancelled:
             wait.stopping()
             Noting.stopped = Noting.stopped or Interrupted("Stopped.")
+        if is_own:
             task.cancel()

@@ -291,8 +291,11 @@ def test_local_jobs_wait_for_their_turn(loaded: Kernel) -> None:
     for name, option in (("first", ""), ("second", "-p no_repeat_ngram_size=3")):
         cell = f"%%llm --bg -o {name} --max-new-tokens 200 --seed 1 {option}\nWrite a story."
         assert loaded.ok(cell).seconds < within_a_second()
-    loaded.ok("while first.state != 'running': __import__('time').sleep(0.01)")
-    assert loaded.value("(first.state, second.state)") == ("running", "queued")
+    loaded.ok(
+        "while 'waiting' in (first.state, second.state): __import__('time').sleep(0.01)\n"
+        "states = first.state, second.state"
+    )
+    assert loaded.value("states") == ("running", "queued")
     assert "queued" in loaded.ok("%llm_jobs").text
     loaded.ok(f"%llm_stop {loaded.value('first.number')}")
     loaded.ok("while second.state != 'running': __import__('time').sleep(0.01)")

@@ -18,7 +18,14 @@ import pytest
 from llm_magic.backends.thread_bridge import ThreadBridge
 from llm_magic.errors import Interrupted
 from llm_magic.session.event_loop import GRACE_S, LoopThread
-from llm_magic.session.interruptible_wait import held_back, wait
+from llm_magic.session.interruptible_wait import (
+    Noting,
+    cancel_waits,
+    current_cell,
+    held_back,
+    translated,
+    wait,
+)
 from tests.loop_streams import drain, iterate, relay
 
 
@@ -377,3 +384,42 @@ def test_cancelled_task_is_interrupted_only_by_a_signal(loop: LoopThread) -> Non
         raise AssertionError("it was not cancelled")
 
     assert asyncio.run(cancelled()) is asyncio.CancelledError
+
+
+# --- a cell that awaits
+
+
+def test_answers_of_earlier_cells_that_gather_cancels_are_stopped_with_the_cell() -> None:
+    stopping: list[str] = []
+
+    async def ask(name: str, stop_s: float) -> None:
+        with translated(lambda: stopping.append(name)):
+            try:
+                await asyncio.Event().wait()
+            finally:
+                await asyncio.sleep(stop_s)  # the end of its request
+
+    async def cells() -> None:
+        current_cell.set("first")
+        earlier, left_alone = (asyncio.create_task(ask(one, 60)) for one in ("earlier", "left"))
+        await asyncio.sleep(0)
+        current_cell.set("second")
+        gathered = asyncio.gather(ask("quick", 0), earlier)
+        await asyncio.sleep(0)
+        gathered.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await gathered
+        assert not earlier.done(), "gather ends with the first"
+        cancel_waits("second")
+        assert (stopping, left_alone.cancelling()) == (["earlier"], 0)
+        earlier.cancel()
+        left_alone.cancel()
+        await asyncio.wait([earlier, left_alone], timeout=0.1)
+        left_alone.cancel()
+        await asyncio.wait([earlier, left_alone])
+
+    Noting.noted = True  # as by SIGINT
+    try:
+        asyncio.run(cells())
+    finally:
+        Noting.reset()
