@@ -17,6 +17,7 @@ from llm_magic.types import Chunk, Reply
 from tests.exchange import Received
 from tests.fault_server import CHAT, FaultServer
 from tests.http_server import HttpServer
+from tests.kernels import within_a_second
 from tests.ollama_server import OllamaServer
 from tests.scripted import read, settings, stop_when
 from tests.until import loop_threads, until
@@ -136,7 +137,7 @@ def interrupt(session: Session, when: threading.Event | Callable[[Chunk], bool])
 
     with pytest.raises(Interrupted) as caught:
         read(session.stream("one two"), take)
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < within_a_second()
     assert caught.value.reply is session.last
     checked_message(caught.value)
     return caught.value

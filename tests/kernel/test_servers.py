@@ -335,7 +335,7 @@ def test_interrupt_stops_cell_and_server(remote: Kernel, server: FaultServer, wh
     assert ran.finished - pressed < within_a_second()
     assert remote.value("stopped.text") == ("begun" if when == "streaming" else "")
     if when not in {"retrying", "busy"}:
-        assert server.requests_to(CHAT)[-1].left.wait(1), "the server went on"
+        assert server.requests_to(CHAT)[-1].left.wait(within_a_second()), "the server went on"
     assert len(server.requests_to(CHAT)) == count + 1
     assert "next one" in remote.ok("%llm next one").text
 
@@ -519,7 +519,7 @@ def test_a_pull_is_shown_and_can_be_stopped(pulled: Kernel, ollama: OllamaServer
     pulled.interrupt()
     ran = pulled.wait(cell)
     assert ran.ename == "Interrupted"
-    assert ollama.requests_to("/api/pull")[-1].left.wait(1), "the server went on"
+    assert ollama.requests_to("/api/pull")[-1].left.wait(within_a_second()), "the server went on"
     assert pulled.value("llm.status().active_model") == "llama3.2"
     ollama.pace = 0.0
     assert "gemma3:270m · ollama" in pulled.ok("%llm_load gemma3:270m -b ollama --pull").text

@@ -12,6 +12,7 @@ from typing import Any
 import ollama
 import pytest
 
+from tests.kernels import within_a_second
 from tests.ollama_models import OllamaModel, RefusedError, keep_alive
 from tests.ollama_server import OllamaServer
 from tests.wire import Cut, Hold, ndjson
@@ -253,7 +254,7 @@ def test_a_pull_that_was_left_goes_on_where_it_was(
         pass
     pull.close()  # type: ignore[attr-defined]
     (request,) = server.requests_to("/api/pull")
-    assert request.left.wait(0.5)
+    assert request.left.wait(within_a_second())
     assert "gemma3:270m" not in server.models
     server.pace = 0
     progress = list(client.pull("gemma3:270m", stream=True))
@@ -301,13 +302,13 @@ def test_a_client_that_leaves_is_noticed(server: OllamaServer, client: ollama.Cl
     stream = client.chat("llama3.2", ask("word " * 1000), stream=True, keep_alive=0)
     next(stream)
     stream.close()  # type: ignore[attr-defined]
-    assert server.received[0].left.wait(0.5)
+    assert server.received[0].left.wait(within_a_second())
     assert server.received[0].chunks_sent < 100
     assert server.running == {}
     server.will(CHAT, Hold())
     with ollama.Client(server.url, timeout=0.2) as hasty, pytest.raises(Exception, match="timed"):
         hasty.chat("llama3.2", ask("?"))
-    assert server.received[1].left.wait(0.5)
+    assert server.received[1].left.wait(within_a_second())
 
 
 def test_root_page_reports_that_it_runs(server: OllamaServer) -> None:

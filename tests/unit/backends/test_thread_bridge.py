@@ -18,6 +18,7 @@ import pytest
 
 from llm_magic.backends.thread_bridge import LoopCalls, ThreadBridge, loop_calls
 from llm_magic.types import Chunk
+from tests.kernels import within_a_second
 
 Ts = TypeVarTuple("Ts")
 
@@ -150,11 +151,11 @@ def test_async_reader_raises_the_error_after_the_items() -> None:
 
 def test_interrupt_ends_a_wait_for_items_and_a_pause() -> None:
     bridge: ThreadBridge[int] = ThreadBridge()
-    for pause in (0.0, 5.0):
+    for pause in (0.0, 60.0):
         threading.Timer(0.02, bridge.interrupt).start()
         began = time.monotonic()
-        assert bridge.wait(5, pause)
-        assert time.monotonic() - began < 2
+        assert bridge.wait(60, pause)
+        assert time.monotonic() - began < within_a_second()
     bridge.interrupt()
     bridge.put(1)
     assert bridge.take() == [1]
@@ -167,11 +168,11 @@ def test_end_ends_a_pause_and_items_do_not() -> None:
     bridge.put(1)
     began = time.monotonic()
     assert not bridge.wait(5, 0.1)
-    assert 0.09 < time.monotonic() - began < 2
+    assert 0.09 < time.monotonic() - began < within_a_second()
     threading.Timer(0.02, bridge.close).start()
     began = time.monotonic()
-    assert not bridge.wait(5, 0.1)
-    assert time.monotonic() - began < 0.09
+    assert not bridge.wait(60, 60)
+    assert time.monotonic() - began < within_a_second()
 
 
 @pytest.mark.parametrize("keep", [None, 1])

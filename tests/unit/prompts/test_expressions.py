@@ -758,7 +758,7 @@ def test_work_of_one_prompt_is_bounded(pattern: str) -> None:
     prompt = "".join(pattern.format(number) for number in range(3000))
     start = time.process_time()
     fill(prompt, values)
-    assert time.process_time() - start < 1
+    assert time.process_time() - start < 5  # some tenths on an idle machine
 
 
 # --- random expressions
@@ -844,7 +844,7 @@ def test_many_small_expressions_take_little_time(kind: str) -> None:
     prompt = small_expressions(kind, 200_000)
     start = time.process_time()
     filled = fill(prompt, {"x": 3})
-    assert time.process_time() - start < 1  # 0.1 to 0.3
+    assert time.process_time() - start < 5  # 0.1 to 0.3 on an idle machine
     assert len(filled.notes) <= 7
 
 

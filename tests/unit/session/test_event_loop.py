@@ -145,10 +145,10 @@ def test_reader_that_pauses_is_not_woken_for_every_item(loop: LoopThread) -> Non
 def test_the_end_is_not_waited_for(loop: LoopThread) -> None:
     reader = Reader(0.1)  # the longest pause
     began = time.monotonic()
-    for _ in range(10):
+    for _ in range(100):
         drain(loop, paced(2, 0.001, reader.taken), reader.take, reader.after_batch, reader.pause)
-    assert reader.taken == [0, 1] * 10
-    assert time.monotonic() - began < 0.5
+    assert reader.taken == [0, 1] * 100
+    assert time.monotonic() - began < within_a_second()
 
 
 def test_reader_that_is_slower_than_its_source_takes_several_batches(loop: LoopThread) -> None:
@@ -278,7 +278,7 @@ def test_a_long_clean_up_goes_on_in_the_background_and_is_cancelled_only_once(
     began = time.monotonic()
     for _item in iterate(loop, stubborn()):
         break
-    assert GRACE_S * 0.9 < time.monotonic() - began < 1
+    assert GRACE_S * 0.9 < time.monotonic() - began < within_a_second()
     assert not done.is_set()
     release.set()
     assert done.wait(5)

@@ -18,6 +18,7 @@ from llm_magic.session import Session
 from llm_magic.types import Chunk
 from tests.exchange import Received
 from tests.fault_server import CHAT, MODELS, FaultServer
+from tests.kernels import within_a_second
 from tests.remote_sessions import (
     NOW,
     body_of,
@@ -91,7 +92,7 @@ def test_busy_server_gets_more_than_three_requests(session: Session, server: One
     server.work(2.2)
     began = time.monotonic()
     assert notices(session) == [NOTICE]
-    assert 2.2 <= time.monotonic() - began < 5.0
+    assert 2.2 <= time.monotonic() - began < 3 + within_a_second()
     assert len(questions(server)) > 3
 
 
@@ -100,7 +101,7 @@ def test_wait_for_a_busy_server_ends_with_the_idle_limit(server: OneAtATime) -> 
         server.work(60)
         began = time.monotonic()
         error = fails(session, ServerBusy)
-        assert 1.0 <= time.monotonic() - began < 2.0
+        assert 1.0 <= time.monotonic() - began < 1 + within_a_second()
         assert str(error) == (
             f"{server.url} is busy with other requests (503). Try again later, or increase"
             " --idle-timeout to wait longer. To change the limit, load it again: %llm_load tiny"

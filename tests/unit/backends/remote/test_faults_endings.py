@@ -11,6 +11,7 @@ from llm_magic.errors import RequestFailed, ServerTimeout
 from llm_magic.session import Session
 from tests.fault_server import CHAT, MODELS, FaultServer
 from tests.http_server import HttpServer
+from tests.kernels import within_a_second
 from tests.ollama_server import OllamaServer
 from tests.remote_sessions import (
     OLLAMA_CHAT,
@@ -53,9 +54,9 @@ def test_answer_ends_in_time_whatever_follows(
         server.will(CHAT, *script)
         began = time.monotonic()
         reply = session.generate("?")
-        assert time.monotonic() - began < most
+        assert time.monotonic() - began < most * within_a_second()
         assert (reply.text, reply.finish_reason) == ("Hi", "stop")
-        assert questions(server)[0].left.wait(1)
+        assert questions(server)[0].left.wait(within_a_second())
         still_works(session)
 
 
@@ -67,12 +68,12 @@ def test_ollama_ends_in_time_whatever_follows(after: Step) -> None:
         server.will(OLLAMA_CHAT, *DONE, after)
         began = time.monotonic()
         reply = session.generate("?")
-        assert time.monotonic() - began < 1.5
+        assert time.monotonic() - began < within_a_second()
         assert (reply.text, reply.finish_reason) == ("Hi", "stop")
         server.will("/api/pull", *ndjson({"status": "success"}), after)
         server.models |= server.library
         session.load("gemma3:270m", backend="ollama", base_url=server.url, pull=True)
-        assert time.monotonic() - began < 4
+        assert time.monotonic() - began < 3 + within_a_second()
 
 
 def test_words_after_reason_for_end_still_belong_to_answer(server: FaultServer) -> None:
@@ -99,7 +100,7 @@ def test_list_that_trickles_is_left_in_time(
         began = time.monotonic()
         with pytest.raises(ServerTimeout):
             session.load("tiny", backend="vllm", base_url=server.url)
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < 1 + within_a_second()
     finally:
         session.close()
 

@@ -12,6 +12,7 @@ from llm_magic.session import Session
 from llm_magic.session.requests import Request
 from tests.fault_server import CHAT, FaultServer
 from tests.http_server import HttpServer
+from tests.kernels import within_a_second
 from tests.ollama_server import OllamaServer
 from tests.remote_sessions import (
     OLLAMA_CHAT,
@@ -61,7 +62,7 @@ def both(request: pytest.FixtureRequest) -> Iterator[tuple[Session, HttpServer]]
 def has_left(server: HttpServer) -> None:
     """See that the server noticed that the question was given up, and that it is not repeated."""
     (request,) = questions(server)
-    assert request.left.wait(1)
+    assert request.left.wait(within_a_second())
     assert server.open_now == 0 or request.outcome == "left"
 
 
@@ -217,7 +218,7 @@ def test_hundred_interrupts_leave_no_connections(server: FaultServer) -> None:
                 if chunk.text:
                     break
         still_works(session)
-        assert all(request.left.wait(1) for request in questions(server)[:-1])
+        assert all(request.left.wait(within_a_second()) for request in questions(server)[:-1])
         until(lambda: server.open_now <= 2, f"{server.open_now} connections are open")
 
 

@@ -19,6 +19,7 @@ from llm_magic.errors import (
 from llm_magic.notebook.display import messages
 from llm_magic.session import Session
 from tests.fault_server import MODELS, FaultServer
+from tests.kernels import within_a_second
 from tests.ollama_models import OllamaModel
 from tests.ollama_server import OllamaServer
 from tests.remote_sessions import NOW, body_of, checked_message, session_on, still_works
@@ -84,7 +85,7 @@ def test_error_response_keeps_previous_model(
 def test_error_body_without_end_is_bounded(session: Session, server: FaultServer) -> None:
     server.will(MODELS, Head(400), Send(b"No. " * 20_000), Hold())
     assert "(400): No. No. No." in refused(session, server, RequestFailed)
-    assert server.requests_to(MODELS)[-1].left.wait(1)
+    assert server.requests_to(MODELS)[-1].left.wait(within_a_second())
 
 
 @pytest.mark.parametrize("status", [500, 503])
@@ -168,8 +169,8 @@ def test_interrupted_load_keeps_previous_model(session: Session, server: FaultSe
     began = time.monotonic()
     with pytest.raises(Interrupted, match="Stopped loading big"):
         session.load("big", backend="vllm", base_url=server.url)
-    assert time.monotonic() - began < 1
-    assert server.requests_to(MODELS)[-1].left.wait(1)
+    assert time.monotonic() - began < within_a_second()
+    assert server.requests_to(MODELS)[-1].left.wait(within_a_second())
     assert session.status().active_model == "tiny"
     still_works(session)
 
@@ -180,7 +181,7 @@ def test_list_of_models_can_be_interrupted(session: Session, server: FaultServer
     stop_when(hold.reached)
     with pytest.raises((Interrupted, KeyboardInterrupt)):
         session.models("vllm", base_url=server.url)
-    assert server.requests_to(MODELS)[-1].left.wait(1)
+    assert server.requests_to(MODELS)[-1].left.wait(within_a_second())
     still_works(session)
 
 
@@ -191,7 +192,7 @@ def test_interrupted_pull_continues() -> None:
         stop_when(hold.reached)
         with pytest.raises(Interrupted, match="Stopped loading"):
             session.load("gemma3:270m", backend="ollama", base_url=server.url, pull=True)
-        assert server.requests_to("/api/pull")[0].left.wait(1)
+        assert server.requests_to("/api/pull")[0].left.wait(within_a_second())
         still_works(session)
         assert session.load("gemma3:270m", backend="ollama", base_url=server.url, pull=True).name
 

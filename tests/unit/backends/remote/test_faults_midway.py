@@ -11,6 +11,7 @@ from llm_magic.errors import IncompleteReply
 from llm_magic.session import Session
 from llm_magic.types import Chunk
 from tests.fault_server import CHAT, FaultServer
+from tests.kernels import within_a_second
 from tests.remote_sessions import IDLE_S, fails, last, questions, session_on, still_works
 from tests.scripted import read
 from tests.wire import (
@@ -94,14 +95,14 @@ def test_failure_keeps_partial_reply_without_retry(
 def test_data_after_error_is_not_read(server: FaultServer, behind: bytes) -> None:
     with session_on(server) as session:
         incomplete(session, server, *HEL, *events(behind, done=False), Hold())
-        assert questions(server)[0].left.wait(1)
+        assert questions(server)[0].left.wait(within_a_second())
 
 
 def test_timeout_in_middle_of_reply_is_the_limit(server: FaultServer) -> None:
     with session_on(server, idle_s=IDLE_S) as session:
         error = incomplete(session, server, *HEL, Hold())
         assert "sent no data for 0 s" in str(error)
-        assert questions(server)[0].left.wait(1)
+        assert questions(server)[0].left.wait(within_a_second())
 
 
 def test_idle_timeout_of_one_second_is_accepted(server: FaultServer) -> None:

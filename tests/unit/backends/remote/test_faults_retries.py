@@ -17,6 +17,7 @@ from llm_magic.config.server_address import parse_url
 from llm_magic.errors import LLMMagicError, RequestFailed, ServerError, ServerUnreachable
 from llm_magic.session import Session
 from tests.fault_server import CHAT, MODELS, FaultServer
+from tests.kernels import within_a_second
 from tests.remote_sessions import NOW, fails, notices, questions, session_on, still_works
 from tests.scripted import settings
 from tests.wire import SSE, Head, Pause, Reset, delta, error_answer, html_answer, sse
@@ -121,7 +122,7 @@ def test_long_retry_after_raises_at_once(session: Session, server: FaultServer, 
     limited(server, Retry_After=value)
     began = time.monotonic()
     error = fails(session, RequestFailed)
-    assert time.monotonic() - began < 0.5
+    assert time.monotonic() - began < within_a_second()
     assert isinstance(error, RequestFailed)
     assert error.retry_after is not None
     assert error.retry_after > 30
@@ -211,7 +212,7 @@ def test_load_from_unreachable_server_raises_at_once(server: FaultServer) -> Non
     try:
         with pytest.raises(ServerUnreachable, match="To start one, run: vllm serve MODEL"):
             session.load("tiny", backend="vllm", base_url=server.url)
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < within_a_second()
         server.start()
         session.load("tiny", backend="vllm", base_url=server.url)
         still_works(session)

@@ -21,6 +21,7 @@ from llm_magic.session import Session
 from llm_magic.session.requests import Request
 from tests.fault_server import CHAT, MODELS, FaultServer
 from tests.http_server import HttpServer
+from tests.kernels import within_a_second
 from tests.ollama_models import OllamaModel
 from tests.ollama_server import OllamaServer
 from tests.scripted import settings
@@ -348,7 +349,7 @@ def test_reply_does_not_wait_for_end_of_response(session: Session, server: Fault
     server.will(CHAT, *sse_words("all", " of it", prompt_tokens=3), Hold())
     began = time.monotonic()
     reply = session.generate("hello")
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < within_a_second()
     assert (reply.text, reply.finish_reason, reply.usage.prompt_tokens) == ("all of it", "stop", 3)
 
 
@@ -578,7 +579,7 @@ def test_slow_list_of_runners_does_not_delay_reply(session: Session, ollama: Oll
     ollama.will("/api/ps", Hold())
     began = time.monotonic()
     assert session.generate("one two").text == "one two"
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 1 + within_a_second()
     assert session.generate("three").text == "three"
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from llm_magic.notebook.panel import ControlPanel
 from llm_magic.session.event_loop import LoopStream
+from tests.kernels import within_a_second
 from tests.panels import (
     Scripted,
     everything,
@@ -114,7 +115,7 @@ def test_stop_ends_the_answer_of_a_cell(scripted: Scripted) -> None:
     until(lambda: "A cell is answering" in visible_text(scripted.panel.asking.note.value))
     assert not scripted.panel.asking.stop.disabled
     press(scripted.panel.asking.stop)
-    assert finished.wait(2)
+    assert finished.wait(within_a_second())
     thread.join()
     until(lambda: is_idle(scripted.panel) and scripted.panel.asking.note.value == "")
 

@@ -92,9 +92,7 @@ def test_second_call_converts_nothing(
     folder = convert(file)
     assert folder.parent == cache
     assert folder == gguf.converted_folder(file)
-    began = time.perf_counter()
     assert convert(file) == folder
-    assert time.perf_counter() - began < 0.1
     assert len(runs(file)) == 1
 
 
