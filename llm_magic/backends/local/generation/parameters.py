@@ -175,13 +175,12 @@ def max_new_tokens_left(loaded: LocalModel, prompt_tokens: int) -> int | None:
 class GenerateInputs:
     """What `generate` prepares before it decodes; `arguments` are those of `forward`.
 
-    An answer ends with one of `eos_token_ids`, after `max_new_tokens`, or by one of `criteria`.
+    An answer ends after `max_new_tokens` at the latest, or by one of `criteria`.
     """
 
     arguments: dict[str, Any]
     processors: LogitsProcessorList
     do_sample: bool
-    eos_token_ids: frozenset[int]
     max_new_tokens: int
     criteria: StoppingCriteriaList
 
@@ -222,7 +221,6 @@ def prepare(model: PreTrainedModel, ids: torch.Tensor, options: dict[str, Any]) 
             arguments,
             logits_processor,
             bool(generation_config.do_sample),
-            eos_token_ids(model, options),
             options["max_new_tokens"],
             StoppingCriteriaList(others),
         )
