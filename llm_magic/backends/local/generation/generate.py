@@ -26,11 +26,7 @@ from llm_magic.backends.local.generation.model_runner import ModelRunner
 from llm_magic.backends.local.generation.parameters import GenerateInputs
 from llm_magic.backends.local.generation.sequence import Sequence
 from llm_magic.backends.local.generation.speculative import drafter
-from llm_magic.backends.local.generation.token_streamer import (
-    GenerateStreamer,
-    StopStringReached,
-    TokenTexts,
-)
+from llm_magic.backends.local.generation.token_streamer import GenerateStreamer, StopStringReached
 from llm_magic.backends.local.local_model import LocalModel
 from llm_magic.backends.local.worker import Cancelled
 from llm_magic.config.commands import option
@@ -137,12 +133,11 @@ def score(loaded: LocalModel, sequence: Sequence, texts: abc.Sequence[str]) -> I
         raise _unavailable(loaded, _NO_SCORES)
     tokens = [list(loaded.tokenizer(one, add_special_tokens=False).input_ids) for one in texts]
     sequence.check_length(loaded, max(map(len, tokens)))
-    described = TokenTexts(loaded.tokenizer, loaded.token_texts).of_text
     for group in _groups(tokens):
         found = _group_scores(loaded, sequence, [tokens[number] for number in group])
         for number, scores in zip(group, found, strict=True):
             logprob = math.fsum(each.logprob for each in scores)
-            yield Score(texts[number], logprob, described(tokens[number], scores))
+            yield Score(texts[number], logprob, sequence.streamer.described(tokens[number], scores))
 
 
 def _groups(tokens: abc.Sequence[abc.Sequence[int]]) -> Iterator[list[int]]:
