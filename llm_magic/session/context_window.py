@@ -29,7 +29,7 @@ _UNCLEAR = frozenset({400, 413, 422, 500, None})
 
 
 async def stream(manager: BackendManager, response: Response) -> AsyncGenerator[Chunk, None]:
-    """Yield the answer to a chat, after dropping the turns that do not fit where `--trim` is given."""
+    """Yield an answer, in a chat after dropping the turns that do not fit where `--trim` is given."""
     response.prepared = await fit(manager, response.prepared)
     while True:
         prepared = response.prepared

@@ -583,14 +583,7 @@ class Response:
             await self._wait_for(self._pending)
             self.prepared, self._pending = self._pending.prepare(), None
             self._recorder.changed()
-        prepared, name = self.prepared, self.model
-        if prepared.context is not None or prepared.request.longest_reference[1]:
-            # It advises what to shorten if the prompt is too long.
-            answer = context_window.stream(manager, self)
-        else:
-            # Searched again, because it may have been unloaded since.
-            answer = manager.find(name).backend.stream(name, prepared.sent, prepared.config)
-        async with contextlib.aclosing(answer) as chunks:
+        async with contextlib.aclosing(context_window.stream(manager, self)) as chunks:
             async for chunk in chunks:
                 yield chunk
 
