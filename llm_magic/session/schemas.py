@@ -112,11 +112,18 @@ class AnswerType:
         return ", ".join(structure.labels) or structure.source
 
     def checked(self, text: str, finish_reason: FinishReason) -> tuple[Any, InvalidValue | None]:
-        """Return the value of an answer, and why it has none."""
-        try:
-            return self.value(text, finish_reason), None
-        except InvalidValue as error:
-            return None, error
+        """Return the value of an answer, and why it has none, also where it was cut."""
+        kind = self.structure.kind
+        found = text.strip() if kind in {"json_schema", "choice"} else text
+        is_whole = finish_reason == "stop"
+        # The start of a number, of a label or of a match can be one, too.
+        if is_whole or (kind == "json_schema" and found[-1:] in {"}", "]", '"', "`"}):
+            try:
+                return self.parse(_extracted(found, kind) if self.by == "prompt" else found), None
+            except InvalidValue as error:
+                if is_whole:
+                    return None, error
+        return None, InvalidValue("it is not complete.", is_cut=True)
 
     def error(self, reply: Reply, problem: InvalidValue) -> InvalidReply:
         """Return the error of an answer without a value."""
@@ -127,20 +134,6 @@ class AnswerType:
             by_prompt = option("schema_by", "prompt")
             error.advise(f"For a second try after an invalid answer, add {by_prompt}.")
         return error
-
-    def value(self, text: str, finish_reason: FinishReason = "stop") -> Any:
-        """Return the value of an answer; raises `InvalidValue`, also for one that was cut."""
-        kind = self.structure.kind
-        found = text.strip() if kind in {"json_schema", "choice"} else text
-        is_whole = finish_reason == "stop"
-        # The start of a number, of a label or of a match can be one, too.
-        if is_whole or (kind == "json_schema" and found[-1:] in {"}", "]", '"', "`"}):
-            try:
-                return self.parse(_extracted(found, kind) if self.by == "prompt" else found)
-            except InvalidValue:
-                if is_whole:
-                    raise
-        raise InvalidValue("it is not complete.", is_cut=True)
 
 
 def answer_type(given: Mapping[str, Any]) -> AnswerType:

@@ -47,13 +47,8 @@ async def with_second_try(
 
 
 def _problem(answer_type: AnswerType, text: str, last: Chunk) -> str:
-    from llm_magic.session.schemas import InvalidValue
-
-    try:
-        answer_type.value(text, last.finish_reason or "truncated")
-    except InvalidValue as error:
-        return "" if error.is_cut else str(error)
-    return ""
+    _, problem = answer_type.checked(text, last.finish_reason or "truncated")
+    return "" if problem is None or problem.is_cut else str(problem)
 
 
 def _complaint(text: str, problem: str, answer_type: AnswerType) -> tuple[Message, ...]:
