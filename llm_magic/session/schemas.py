@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
     from llm_magic.errors import InvalidReply
 
-# The options that name a type, of which a call has one.
-NAMES = ("schema", "choice", "regex", "grammar")
 By = Literal["backend", "prompt"]
 _BY: tuple[By, ...] = get_args(By)
 _MOST_CHARACTERS = 100_000  # of a schema, a pattern or a grammar
@@ -141,7 +139,7 @@ def answer_type(given: Mapping[str, Any]) -> AnswerType:
 
     Raises `OptionError` for more than one, and for what is no type.
     """
-    named = [name for name in NAMES if given.get(name) is not None]
+    named = [name for name in _MAKERS if given.get(name) is not None]
     by = given.get("schema_by") or "backend"
     if by not in _BY:
         raise OptionError(f"{by!r} is invalid. Use {' or '.join(_BY)}.", option="schema_by")
@@ -364,6 +362,7 @@ def _of_grammar(named: Any, by: By) -> AnswerType:
     return AnswerType(Structure("grammar", named), "the grammar", str, by, is_checked=False)
 
 
+# The options that name a type, of which a call has one.
 _MAKERS: Mapping[str, Callable[[Any, By], AnswerType]] = {
     "schema": _of_schema,
     "choice": _of_choice,
