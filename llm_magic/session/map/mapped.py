@@ -202,9 +202,8 @@ class Mapped(Sequence[Reply | None]):
     def plain(self, outcome: Outcome) -> Any:
         """Return an answer for a table: its text, or its value in the types of JSON; None without one."""
         if self.answer_type is None:
-            reply = outcome.reply(self._model, self._backend)
-            return None if reply is None else str(reply)
-        value = outcome.value(self.answer_type)
+            return outcome.text if outcome.state in {"done", "cut"} else None
+        value, _ = outcome.checked(self.answer_type)
         return None if value is None else self.answer_type.plain(value)
 
     # -- what is known about them -------------------------------------------------------------

@@ -57,11 +57,11 @@ class Outcome:
             return "missing"
         return "done" if self.finish_reason == "stop" else "cut"
 
-    def value(self, answer_type: AnswerType | None) -> Any:
-        """Return the value of a typed answer; None if there is none."""
+    def checked(self, answer_type: AnswerType | None) -> tuple[Any, InvalidValue | None]:
+        """Return the value of a typed answer, and why it has none; None and None for other outcomes."""
         if answer_type is None or self.finish_reason is None or self.error:
-            return None
-        return answer_type.checked(self.text, self.finish_reason)[0]
+            return None, None
+        return answer_type.checked(self.text, self.finish_reason)
 
     def reply(
         self, model: str, backend: str, answer_type: AnswerType | None = None
@@ -80,13 +80,16 @@ class Outcome:
             messages=(),
             reasoning=self.reasoning,
             probabilities=dict(self.probabilities),
-            value=self.value(answer_type),
+            value=self.checked(answer_type)[0],
             retry=self.retry,
             **requested,
         )
 
-    def without_value(self, answer_type: AnswerType, problem: InvalidValue) -> InvalidReply | None:
-        """Return the error of an answer without a value of its type."""
+    def error_of(self, answer_type: AnswerType | None) -> InvalidReply | None:
+        """Return the error of an answer without a value of its type, None for other outcomes."""
+        _, problem = self.checked(answer_type)
+        if answer_type is None or problem is None:
+            return None
         reply = self.reply("", "")
         return None if reply is None else answer_type.error(reply, problem)
 

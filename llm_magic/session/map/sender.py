@@ -186,10 +186,7 @@ class Sender:
     def _known(self, key: bytes) -> Outcome | None:
         """Return the outcome of an earlier row that still has a value of the type."""
         known, answer_type = self._finished.get(key), self._prepared.request.answer_type
-        if known is None or answer_type is None or known.error or known.finish_reason is None:
-            return known
-        _, problem = answer_type.checked(known.text, known.finish_reason)
-        return known if problem is None else None
+        return None if known is None or known.checked(answer_type)[1] is not None else known
 
     async def _answer(self, row: PreparedRow) -> Outcome | None:
         """Return the outcome of a row, None if the server is overloaded: it is sent again."""
@@ -219,11 +216,7 @@ class Sender:
 
     def _checked(self, row: PreparedRow, outcome: Outcome) -> Outcome:
         """Return an outcome, with an error if its answer has no value of the type."""
-        answer_type, finish_reason = self._prepared.request.answer_type, outcome.finish_reason
-        if answer_type is None or finish_reason is None:
-            return outcome
-        _, problem = answer_type.checked(outcome.text, finish_reason)
-        error = outcome.without_value(answer_type, problem) if problem is not None else None
+        error = outcome.error_of(self._prepared.request.answer_type)
         if error is None:
             return outcome
         if self.stops_at_error:
