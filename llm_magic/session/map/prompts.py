@@ -225,23 +225,13 @@ class RowTemplate:
         item = dict(row.item) if row.item is row.columns else row.item
         return {INDEX: row.index, ITEM: item, **row.columns, self._item: item}
 
-    def lacks_value(self, row: Row) -> bool:
-        """Return whether a value that the template uses is missing in a row."""
-        values = self._values(row)
-        if any(is_missing(values.get(name)) for name in self._required):
-            return True
-        if not self._members:
-            return False
-        values = {**self._names, **values}
-        return any(is_missing(member.value_of(values)) for member in self._members)
-
     def __call__(self, row: Row) -> str | None:
         """Return the prompt of a row, None if a value that it needs is missing."""
-        if self.lacks_value(row):
+        values = {**self._names, **self._values(row)}
+        if any(is_missing(values.get(name)) for name in self._required) or any(
+            is_missing(member.value_of(values)) for member in self._members
+        ):
             return None
-        values = self._values(row)
-        if self._names:
-            values = {**self._names, **values}
         texts = []
         for part in self._parts:
             text = _text(part, values) if isinstance(part, Reference) else part
