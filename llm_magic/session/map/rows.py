@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from llm_magic.errors import OptionError
+from llm_magic.errors import OptionError, first_line
 from llm_magic.prompts.trusted_types import family
 
 if TYPE_CHECKING:
@@ -345,7 +345,7 @@ def _of_table(data: Any) -> Rows:
         native = nw.from_native(data, eager_only=True, allow_series=True)
     except Exception as error:  # noqa: BLE001 - narwhals and the library raise errors of their own
         if family(data) in {"frame", "pl_frame"} or not isinstance(data, Iterable):
-            raise OptionError(f"The rows cannot be read: {_first_line(error)}") from None
+            raise OptionError(f"The rows cannot be read: {first_line(error)}") from None
         return _ListRows(data) if isinstance(data, Sequence) else _IteratorRows(data)
     rows = _SeriesRows if isinstance(native, nw.Series) else _TableRows
     make: Callable[[Any], Rows] = rows
@@ -369,7 +369,3 @@ def with_columns(frame: nw.DataFrame[Any], columns: Mapping[str, list[Any]]) -> 
         for name, values in columns.items()
     ]
     return frame.with_columns(*made).to_native()
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
