@@ -136,9 +136,8 @@ class PrefixCache:
         self.prefixes.append(
             CachedPrefix(ids.clone(), cache, tuple(boundaries), can_be_cropped, size)
         )
-        total = sum(prefix.nbytes for prefix in self.prefixes)
-        while self.prefixes and (len(self.prefixes) > _MAX_PREFIXES or total > self.budget):
-            total -= self.prefixes.pop(0).nbytes
+        while self.prefixes and (len(self.prefixes) > _MAX_PREFIXES or self.nbytes > self.budget):
+            del self.prefixes[0]
 
     def clear(self) -> None:
         """Free all prefixes."""
