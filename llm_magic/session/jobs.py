@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from llm_magic.errors import JobNotFound
@@ -16,47 +15,8 @@ if TYPE_CHECKING:
 
 # How many finished jobs stay listed: their answers take memory.
 _MAX_FINISHED = 20
-
-
+# What runs in the background, and what a cell waits for.
 Job: TypeAlias = "Response | MapRun"
-
-
-class Running(Protocol):
-    """What a cell can wait for: an answer, or a map."""
-
-    @property
-    def number(self) -> int | None:
-        """The number of a job; None of what a cell waits for."""
-
-    @property
-    def done(self) -> bool:
-        """Whether it has ended."""
-
-    @property
-    def is_in_process(self) -> bool:
-        """Whether the model is in the memory of this process."""
-
-    @property
-    def is_generating(self) -> bool:
-        """Whether it needs its model."""
-
-    @property
-    def model(self) -> str:
-        """The name of the model."""
-
-    @property
-    def short_name(self) -> str:
-        """What messages call it."""
-
-    @property
-    def amount(self) -> str:
-        """How much there is of it, in words."""
-
-    def cancel(self) -> None:
-        """Stop it and return at once."""
-
-    def until_end(self, pause: Callable[[], float], deadline: float = math.inf) -> Iterator[object]:
-        """Return, about ten times a second, until nothing more is generated; never stops it."""
 
 
 class ProgressView(Protocol):
@@ -84,7 +44,7 @@ def without_view(_running: Job) -> None:
     """Return no view: outside of notebooks nothing is shown."""
 
 
-def continuing(jobs: Iterable[Running]) -> str:
+def continuing(jobs: Iterable[Job]) -> str:
     """Return which of the jobs still run: ``jobs 1, 2 continue``, or an empty string."""
     running = [job for job in jobs if not job.done]
     numbers = [str(job.number) for job in running if job.number is not None]
@@ -99,7 +59,7 @@ def to_python(count: int) -> str:
     return f"{counted(count, 'answer')} to Python code" if count else ""
 
 
-def stopped_waiting(jobs: Iterable[Running]) -> str:
+def stopped_waiting(jobs: Iterable[Job]) -> str:
     """Return the message of an interrupt that ends a wait for jobs."""
     return f"{'; '.join(filter(None, ('Stopped waiting', continuing(jobs))))}."
 

@@ -39,7 +39,6 @@ from llm_magic.session.jobs import (
     Job,
     Jobs,
     ProgressView,
-    Running,
     show_until_end,
     stopped_waiting,
     without_view,
@@ -406,14 +405,14 @@ class Session:
         self._wait_to_unload(self.answers_of(every=True), on_wait)
         return self._unload(self._manager.unload_all())
 
-    def answers_of(self, name: str | None = None, *, every: bool = False) -> tuple[Running, ...]:
+    def answers_of(self, name: str | None = None, *, every: bool = False) -> tuple[Job, ...]:
         """Return the answers and maps that an unload of a model waits for, by default the active model.
 
         They are background jobs and what Python code waits for. Answers of servers do not need the model
         here: they continue.
         """
         model = None if every else self._manager.find(name, to_use=False).name
-        running: tuple[Running, ...] = (*self.answering, *self.mapping)
+        running: tuple[Job, ...] = (*self.answering, *self.mapping)
         return tuple(
             one
             for one in running
@@ -432,7 +431,7 @@ class Session:
             report(Progress(f"waiting for {answers[0].short_name}"))
             await asyncio.sleep(CHECK_S)
 
-    def _wait_to_unload(self, answers: Iterable[Running], on_wait: OnWait | None) -> None:
+    def _wait_to_unload(self, answers: Iterable[Job], on_wait: OnWait | None) -> None:
         try:
             self.wait(answers, on_wait)
         except Interrupted as stopped:
@@ -853,7 +852,7 @@ class Session:
     @held_back()
     def wait(
         self,
-        responses: Iterable[Running],
+        responses: Iterable[Job],
         on_wait: OnWait | None = None,
         deadline: float = math.inf,
     ) -> None:

@@ -23,7 +23,7 @@ from llm_magic.types import Progress
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
-    from llm_magic.session.jobs import Running
+    from llm_magic.session.jobs import Job
 
 # A frontend redraws a whole output at each update: at most 20 updates a second, and fewer where one is
 # slow in the kernel (two blocking flushes), takes the GIL from the model, or is large for the page or
@@ -190,7 +190,7 @@ class JobsView:
     The end of its ``with`` block clears what must not stay.
     """
 
-    def __init__(self, area: LiveArea, jobs: Sequence[Running], hint: str = "") -> None:
+    def __init__(self, area: LiveArea, jobs: Sequence[Job], hint: str = "") -> None:
         self._area, self._jobs, self._hint = area, jobs, hint
         self._began = time.monotonic()
         self._line = TerminalLine()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from llm_magic.errors import OptionError
 from llm_magic.notebook.display.tables import Table
 from llm_magic.session.chats import spelled
-from llm_magic.session.jobs import Job, Running, continuing
+from llm_magic.session.jobs import Job, continuing
 from llm_magic.session.requests import limit_note
 from llm_magic.session.response import Response
 from llm_magic.text import counted, dollars, human_bytes, visible_line
@@ -294,7 +294,7 @@ def system_label(system: str) -> str:
 
 
 def ready_lines(
-    result: LoadResult, jobs: Sequence[Running] = (), values: SessionConfig | None = None
+    result: LoadResult, jobs: Sequence[Job] = (), values: SessionConfig | None = None
 ) -> list[str]:
     """Return the lines of a finished load: the model, notes, and each model that was unloaded.
 
@@ -313,7 +313,7 @@ def ready_lines(
     ]
 
 
-def _unloaded_lines(result: LoadResult, jobs: Sequence[Running]) -> Iterator[str]:
+def _unloaded_lines(result: LoadResult, jobs: Sequence[Job]) -> Iterator[str]:
     """Yield a line for each model that was unloaded; one of the same name at another server is replaced."""
     info = result.info
     for unloaded in result.unloaded:
@@ -375,7 +375,7 @@ def outside_json_line(text: str) -> str:
     return f"Text outside the JSON: {shortened(text, _OUTSIDE_CHARACTERS)}"
 
 
-def waiting_line(jobs: Iterable[Running], seconds: float) -> str:
+def waiting_line(jobs: Iterable[Job], seconds: float) -> str:
     """Return the progress of the first running job, or an empty string."""
     running = [job for job in jobs if not job.done]
     if not running:
@@ -388,7 +388,7 @@ def waiting_line(jobs: Iterable[Running], seconds: float) -> str:
     return f"Waiting for {first.short_name} ({state}){more} … {seconds:.0f} s"
 
 
-def unloaded_line(unloaded: Unloaded, jobs: Sequence[Running] = ()) -> str:
+def unloaded_line(unloaded: Unloaded, jobs: Sequence[Job] = ()) -> str:
     """Return the memory of the process and its devices before and after an unload.
 
     Of the running `jobs`, those that a server answers continue without the model.

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from llm_magic.notebook.arguments.parser import Parsed
     from llm_magic.notebook.display.live_output import LiveArea
     from llm_magic.session import Session
-    from llm_magic.session.jobs import Running
+    from llm_magic.session.jobs import Job
 
 F = TypeVar("F", bound=Callable[..., Any])
 _MAX_AREAS = 30  # that a page which is loaded again can ask for
@@ -139,7 +139,7 @@ class SessionMagics(Magics):
         self.areas.append(area)
         return area
 
-    def wait_for_jobs(self, jobs: Sequence[Running]) -> None:
+    def wait_for_jobs(self, jobs: Sequence[Job]) -> None:
         """Wait until jobs have ended, however; their progress is shown meanwhile."""
         from llm_magic.notebook.display.live_output import JobsView
 

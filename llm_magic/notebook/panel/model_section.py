@@ -29,7 +29,7 @@ from llm_magic.types import Progress
 if TYPE_CHECKING:
     from llm_magic.backends.manager import LoadResult
     from llm_magic.notebook.panel import ControlPanel
-    from llm_magic.session.jobs import Running
+    from llm_magic.session.jobs import Job
     from llm_magic.types import ModelInfo
 
 # As many as a browser can filter at each key press; other names can be typed.
@@ -83,7 +83,7 @@ class LoadSection:
         self._last_fields: dict[str, dict[str, str]] = {}
         self._advised = ("", "")
         # The answer for which an unload was refused: the error is true until it ends.
-        self._answering: Running | None = None
+        self._answering: Job | None = None
         # Whether a model is being loaded or unloaded, and since when it was drawn.
         self.is_busy = False
         self._busy_since: float | None = None
