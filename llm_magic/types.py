@@ -332,11 +332,6 @@ class Reply(str):
             raise self.invalid("The code block is not closed.")
         return block.code.rstrip("\n")
 
-    def check_whole(self) -> None:
-        """Raise `InvalidReply` if an answer with a structure was cut: it may be incomplete."""
-        if self.finish_reason != "stop":
-            raise self.invalid("The answer ended before it was complete.")
-
     def invalid(self, problem: str, *, is_cut: bool = True) -> InvalidReply:
         """Return the error of a reply without its structure; `is_cut`: more tokens may give it that."""
         invalid = InvalidReply(problem)

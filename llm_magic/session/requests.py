@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from llm_magic.config.settings import GenerationConfig, SessionConfig
     from llm_magic.session.chats import Chats, Context, Turn
     from llm_magic.session.schemas import AnswerType
-    from llm_magic.types import ModelInfo, Structure
+    from llm_magic.types import ModelInfo
 
 # What options of magics and of other libraries are in Python.
 _FIRST = "The prompt comes first, without a name:"
@@ -85,7 +85,6 @@ class CallOptions(TypedDict, total=False):
     stop: str | Sequence[str]
     logprobs: int | None
     extra: Mapping[str, Any]
-    structure: Structure | None
 
 
 class TypeOptions(TypedDict, total=False):
@@ -114,12 +113,7 @@ def request(prompt: Prompt, about: AskOptions) -> Request:
     who = {name: options.pop(name, None) for name in ("model", "system", "chat")}
     trim = bool(options.pop("trim", False))
     named = {name: options.pop(name, None) for name in TypeOptions.__annotations__}
-    answer_type = type_of(named)
-    if answer_type is not None and options.get("structure") is not None:
-        raise OptionError(
-            f"structure and {answer_type.structure.option} are given. Remove one of them."
-        )
-    return Request(prompt, **who, options=options, trim=trim, answer_type=answer_type)
+    return Request(prompt, **who, options=options, trim=trim, answer_type=type_of(named))
 
 
 def type_of(named: Mapping[str, Any]) -> AnswerType | None:
@@ -240,8 +234,7 @@ def _penalized(config: GenerationConfig, answer_type: AnswerType | None) -> Gene
     It would change names and numbers of the prompt, and punish the punctuation that a structure repeats.
     A penalty that the user has set stays.
     """
-    is_typed = answer_type is not None or config.structure is not None
-    if not is_typed or "repetition_penalty" in config.model_fields_set:
+    if answer_type is None or "repetition_penalty" in config.model_fields_set:
         return config
     values = {**dict(config), "repetition_penalty": 1.0}
     # It does not count as set: a backend without the option omits it.

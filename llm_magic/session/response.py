@@ -748,8 +748,6 @@ class Response:
         try:
             if answer_type is not None and problem is not None:
                 raise answer_type.error(reply, problem)
-            if answer_type is None and self.prepared.config.structure is not None:
-                reply.check_whole()
             if self.prepared.request.as_json:
                 reply.json()
         except InvalidReply as error:

@@ -633,8 +633,7 @@ class Session:
             about: The options of ``%%llm`` for this call: model, system, chat, trim, max_new_tokens,
                 temperature, top_p, top_k, repetition_penalty, seed, stop, logprobs, and extra (other
                 parameters of the backend); and the type of the answer, whose value the reply has:
-                schema, choice, regex or grammar, and schema_by; or its structure, a `Structure`, which
-                gives no value and adds nothing to the prompt; see `AskOptions`.
+                schema, choice, regex or grammar, and schema_by.
 
         Raises:
             OptionError: An option is unknown, invalid, or not supported by the backend.

@@ -13,9 +13,11 @@ from typing import Any
 from jsonschema import Draft202012Validator, ValidationError  # type: ignore[import-untyped]
 from jsonschema.validators import validator_for  # type: ignore[import-untyped]
 
-from llm_magic.errors import InvalidReply, OptionError
+from llm_magic.backends.schema_variants import closed
+from llm_magic.errors import OptionError
 from llm_magic.session import Session
-from llm_magic.types import Reply, Structure
+from llm_magic.session.requests import Request
+from llm_magic.types import Structure
 from tests.soak.schemas import Schema
 
 TEMPERATURES = (0.0, 0.7, 1.5)
@@ -46,6 +48,7 @@ def answers(
     def answer(schema: Schema, temperature: float) -> Answer:
         about: dict[str, Any] = {
             "temperature": temperature, "seed": seed, "max_new_tokens": _MAX_NEW_TOKENS,
+            "repetition_penalty": 1,
         }  # fmt: skip
         outcome, text = _answer(session, schema, about)
         return Answer(schema, temperature, outcome, text)
@@ -75,15 +78,14 @@ def problems(found: Sequence[Answer]) -> list[Answer]:
 
 def _answer(session: Session, schema: Schema, about: dict[str, Any]) -> tuple[str, str]:
     text = json.dumps(schema, ensure_ascii=False)
-    prompt, structure = _PROMPT + text[:_MAX_PROMPT], Structure("json_schema", text)
+    prompt = _PROMPT + text[:_MAX_PROMPT]
+    structure = Structure("json_schema", json.dumps(closed(schema)))
     try:
-        reply = session.generate(prompt, structure=structure, **about)
-    except InvalidReply as error:
-        cut = error.reply
-        assert isinstance(cut, Reply)
-        return ("cut" if cut.finish_reason == "length" else "invalid"), str(cut)
+        reply = session.ask(Request(prompt, options={**about, "structure": structure})).result()
     except OptionError as error:
         return "refused", str(error)
+    if reply.finish_reason != "stop":
+        return ("cut" if reply.finish_reason == "length" else "invalid"), str(reply)
     wrong = _wrong(schema, str(reply))
     return ("valid", str(reply)) if wrong is None else ("invalid", f"{reply} ({wrong})")
 

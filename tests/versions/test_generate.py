@@ -25,7 +25,6 @@ from llm_magic.backends.local.generation.model_runner import PrefillChunkSize
 from llm_magic.config.settings import GenerationConfig
 from llm_magic.errors import OptionError
 from llm_magic.session import Session
-from llm_magic.types import Structure
 from tests.local_models import local_model, parrot
 from tests.many import PROMPTS, BatchModel, conversations
 from tests.plain_generate import PlainGenerate
@@ -310,24 +309,25 @@ def test_form_of_an_answer_is_enforced(
 ) -> None:
     folder = tiny(tmp_path / "m", architecture, chat_template=None)
     session.load(str(folder), dtype="float32", device="cpu")
-    digits, choice = Structure("regex", "[0-9]{3,5}"), Structure.choice(["hat", "the man"])
+    digits, labels = "[0-9]{3,5}", ["hat", "the man"]
     if local_model(session).traits.fallback_reason is not None:
         # Of old versions, also models with states.
         assert architecture in (*OWN_STATE, "mamba", "jamba", "granitemoehybrid", "lfm2")
-        for structure in (digits, choice):
-            with pytest.raises(OptionError, match="cannot be held to a structure: "):
-                session.generate(PROMPT, structure=structure)
+        with pytest.raises(OptionError, match="cannot be held to a structure: "):
+            session.generate(PROMPT, regex=digits)
+        with pytest.raises(OptionError, match="cannot be held to a structure: "):
+            session.generate(PROMPT, choice=labels)
         return
-    reply = session.generate(PROMPT, structure=digits)
+    reply = session.generate(PROMPT, regex=digits)
     assert reply.isdigit()
     assert 3 <= len(reply) <= 5
     plain, sums = PlainGenerate(folder), []
-    for label in choice.labels:
+    for label in labels:
         prompt, tokens = (plain.tokenizer(text).input_ids for text in (PROMPT, label))
         with torch.inference_mode():
             logits = plain.model(torch.tensor([prompt + tokens])).logits[0, len(prompt) - 1 :]
         logs = logits.double().log_softmax(-1)
         sums.append(logs[range(len(tokens)), tokens].sum())
-    expected = dict(zip(choice.labels, torch.stack(sums).softmax(-1).tolist(), strict=True))
-    probabilities = session.generate(PROMPT, structure=choice).probabilities
+    expected = dict(zip(labels, torch.stack(sums).softmax(-1).tolist(), strict=True))
+    probabilities = session.generate(PROMPT, choice=labels).probabilities
     assert dict(probabilities) == pytest.approx(expected, abs=1e-5)

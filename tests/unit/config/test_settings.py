@@ -277,7 +277,7 @@ def test_call_precedes_session_precedes_settings_precedes_model() -> None:
 
 def test_keyword_arguments_are_the_fields_of_the_option_sets() -> None:
     assert get_type_hints(LoadOptions).keys() == registry.load_specs().keys()
-    fields = GenerationConfig.model_fields.keys() | {"model", "system", "chat", "trim"}
+    fields = GenerationOptions.model_fields.keys() | {"model", "system", "chat", "trim"}
     assert AskOptions.__annotations__.keys() == fields | TypeOptions.__annotations__.keys()
 
 

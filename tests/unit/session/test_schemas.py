@@ -192,7 +192,6 @@ def _circular() -> dict[str, Any]:
         ({"schema": int, "choice": "a,b"}, "An answer has one type."),
         ({"schema": int, "schema_by": "magic"}, "Use backend or prompt."),
         ({"schema_by": "prompt"}, "needs"),
-        ({"schema": int, "structure": Structure("regex", "a")}, "structure and schema are given."),
     ],
 )
 def test_what_is_no_type_is_an_error_at_once(

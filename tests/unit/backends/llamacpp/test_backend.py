@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import re
 import struct
@@ -20,7 +19,6 @@ from llm_magic.backends.local.cpus import Cpus
 from llm_magic.backends.local.files import gguf
 from llm_magic.errors import LoadFailed, MissingDependency, OptionError, OutOfMemory
 from llm_magic.session import Session
-from llm_magic.types import Structure
 from tests.scripted import settings
 from tests.tiny_gguf import SPECIAL_TOKENS, write_gguf
 
@@ -154,21 +152,21 @@ def test_answer_has_the_form_that_was_requested() -> None:
         for temperature in (0, 1.5):
             reply = session.generate(
                 "Ada Lovelace is 36.",
-                structure=Structure("json_schema", json.dumps(schema)),
+                schema=schema,
                 temperature=temperature,
                 seed=2,
             )
             assert reply.startswith('{"name": "')
             assert reply.json().keys() == {"name", "age"}
-        regex = Structure("regex", "(Yes|No), [a-z ]{3,10}")
-        assert re.fullmatch(regex.source, session.generate("Is it late?", structure=regex))
-        lark = Structure("grammar", 'start: "Year " NUMBER\nNUMBER: /[0-9]{4}/')
-        assert re.fullmatch("Year [0-9]{4}", session.generate("When?", structure=lark))
-        choice = Structure.choice(["red", 'green "x"'])
-        assert session.generate("Which color?", structure=choice) in choice.labels
+        regex = "(Yes|No), [a-z ]{3,10}"
+        assert re.fullmatch(regex, session.generate("Is it late?", regex=regex))
+        lark = 'start: "Year " NUMBER\nNUMBER: /[0-9]{4}/'
+        assert re.fullmatch("Year [0-9]{4}", session.generate("When?", grammar=lark))
+        labels = ["red", 'green "x"']
+        assert session.generate("Which color?", choice=labels) in labels
         # llama.cpp would answer without a form.
         with pytest.raises(OptionError, match=r"^--grammar cannot be used: .*unknown name"):
-            session.generate("?", structure=Structure("grammar", "start: other"))
+            session.generate("?", grammar="start: other\n")
     finally:
         session.close()
 

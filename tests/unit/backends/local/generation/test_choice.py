@@ -10,7 +10,7 @@ import torch
 
 from llm_magic.errors import InvalidReply, PromptTooLong
 from llm_magic.session import Session
-from llm_magic.types import Reply, Structure
+from llm_magic.types import Reply
 from tests.local_models import edited, forward_sizes, local_model, local_session, parrot
 from tests.tiny_models import CHATML, Architecture, tiny
 
@@ -61,11 +61,11 @@ def check(reply: Reply, expected: dict[str, float], tolerance: float = 1e-4) -> 
 
 def test_probabilities_are_those_of_transformers_in_one_pass(smollm: Session) -> None:
     with forward_sizes(smollm) as sizes:
-        reply = smollm.generate(PROMPT, structure=Structure.choice(LABELS))
+        reply = smollm.generate(PROMPT, choice=LABELS)
     assert len(sizes) == 1
     check(reply, reference(smollm, reply, LABELS))
     with forward_sizes(smollm) as sizes:
-        again = smollm.generate(PROMPT, structure=Structure.choice(LABELS), temperature=2)
+        again = smollm.generate(PROMPT, choice=LABELS, temperature=2)
     assert len(sizes) == 1
     assert dict(again.probabilities) == dict(reply.probabilities)
     check(again, reference(smollm, reply, LABELS))
@@ -76,14 +76,14 @@ def test_probabilities_are_those_of_transformers_in_one_pass(smollm: Session) ->
 def test_label_and_one_that_starts_with_it_end_with_quotes(smollm: Session) -> None:
     labels = ["New", "New York", "Boston"]
     question = "Where is Wall Street?"
-    reply = smollm.generate(question, structure=Structure.choice(labels))
+    reply = smollm.generate(question, choice=labels)
     check(reply, reference(smollm, reply, labels))
     assert reply.probabilities["New York"] > reply.probabilities["New"]
 
 
 def test_answer_after_a_choice_is_the_same(smollm: Session) -> None:
     free = smollm.generate(PROMPT, temperature=0, max_new_tokens=12)
-    smollm.generate(PROMPT, structure=Structure.choice(LABELS))
+    smollm.generate(PROMPT, choice=LABELS)
     assert smollm.generate(PROMPT, temperature=0, max_new_tokens=12) == free
 
 
@@ -91,7 +91,7 @@ def test_rows_of_a_map_take_a_pass_each(smollm: Session) -> None:
     rows = [f"The {thing} is {word}." for thing in ("phone", "film") for word in ("good", "bad")]
     with forward_sizes(smollm) as sizes:
         question = "Which sentiment does this sentence have, in one word? {item}"
-        mapped = smollm.map(question, rows, structure=Structure.choice(LABELS))
+        mapped = smollm.map(question, rows, choice=LABELS)
     assert len(sizes) == len(rows)
     # Rows start alike.
     assert sizes[1] < 0.7 * sizes[0]
@@ -110,7 +110,7 @@ def test_probabilities_are_right_on_every_architecture(
     local_model(session).prefill_chunk_size.tokens = chunk
     labels = ["hat", "the", "the other man", "z"]
     for prompt in ("x", "the other man in a hat " * 4, "the other man in a hat " * 4):
-        reply = session.generate(prompt, structure=Structure.choice(labels))
+        reply = session.generate(prompt, choice=labels)
         check(reply, reference(session, reply, labels))
 
 
@@ -119,7 +119,7 @@ def test_label_is_chosen_after_the_reasoning(session: Session, tmp_path: Path) -
     assert "<think>" in template
     folder = parrot(tmp_path / "m", "ab</think>", chat_template=template)
     session.load(str(folder), dtype="float32")
-    reply = session.generate("x", structure=Structure.choice(["u", "v", "vw"]), temperature=0)
+    reply = session.generate("x", choice=["u", "v", "vw"], temperature=0)
     assert reply in {"u", "v", "vw"}
     assert reply.reasoning == "ab"
     loaded = local_model(session)
@@ -127,7 +127,7 @@ def test_label_is_chosen_after_the_reasoning(session: Session, tmp_path: Path) -
     read += loaded.tokenizer("ab</think>").input_ids
     check(reply, reference(session, reply, ["u", "v", "vw"], read))
     with pytest.raises(InvalidReply, match="cut off at the token limit"):
-        session.generate("x", structure=Structure.choice(["u", "v"]), max_new_tokens=3)
+        session.generate("x", choice=["u", "v"], max_new_tokens=3)
 
 
 def test_prompt_that_leaves_no_place_for_a_label_is_an_error(
@@ -136,7 +136,7 @@ def test_prompt_that_leaves_no_place_for_a_label_is_an_error(
     folder = tiny(tmp_path / "m", "llama", chat_template=None, max_position_embeddings=32)
     edited(folder, "generation_config.json", eos_token_id=None)
     session.load(str(folder), dtype="float32")
-    structure = Structure.choice(["abcdefghij", "klm"])
-    assert session.generate("x" * 10, structure=structure) in structure.labels
+    labels = ["abcdefghij", "klm"]
+    assert session.generate("x" * 10, choice=labels) in labels
     with pytest.raises(PromptTooLong):
-        session.generate("x" * 28, structure=structure)
+        session.generate("x" * 28, choice=labels)

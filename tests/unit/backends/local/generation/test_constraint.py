@@ -16,8 +16,10 @@ from transformers import AutoTokenizer
 from llm_magic.backends.local.generation import generate, grammar
 from llm_magic.backends.local.generation.constraint import Constraint, Grammars
 from llm_magic.backends.local.generation.cuda_graph import StaticDecoder
+from llm_magic.backends.schema_variants import closed
 from llm_magic.errors import GenerationStopped, InvalidReply, MissingDependency, OptionError
 from llm_magic.session import Session
+from llm_magic.session.requests import Request
 from llm_magic.types import Reply, Structure
 from tests.local_models import forward_sizes, local_model, local_session
 from tests.tiny_models import Architecture, tiny, tiny_llama
@@ -68,18 +70,18 @@ ANYTHING = Structure("regex", r"(?s:.*)")
 
 
 def schema(value: dict[str, Any]) -> Structure:
-    return Structure("json_schema", json.dumps(value))
+    """Return the structure of a schema whose objects are closed, as those of typed answers are."""
+    return Structure("json_schema", json.dumps(closed(value)))
 
 
-def text_of(session: Session, prompt: str, **options: Any) -> str:
-    """Return the text of an answer, also of one that was cut."""
-    try:
-        return str(session.generate(prompt, **options))
-    except InvalidReply as error:
-        cut = error.reply
-    assert isinstance(cut, Reply)
-    assert cut.finish_reason == "length"
-    return str(cut)
+def reply_of(session: Session, prompt: str, structure: Structure, **options: Any) -> Reply:
+    """Return an answer with a structure, also one that was cut; the prompt does not describe it."""
+    options = {"repetition_penalty": 1, **options, "structure": structure}
+    return session.ask(Request(prompt, options=options)).result()
+
+
+def text_of(session: Session, prompt: str, structure: Structure, **options: Any) -> str:
+    return str(reply_of(session, prompt, structure, **options))
 
 
 @pytest.fixture(scope="module")
@@ -106,17 +108,14 @@ def llama(session: Session, tmp_path: Path) -> Session:
 @pytest.mark.parametrize("temperature", [0, 1.5])
 def test_answer_of_the_bundled_model_has_its_form(smollm: Session, temperature: float) -> None:
     about = {"temperature": temperature, "seed": 3}
-    reply = smollm.generate(PROMPT, structure=schema(PERSON), **about)  # type: ignore[arg-type]
+    reply = smollm.generate(PROMPT, schema=PERSON, **about)  # type: ignore[arg-type]
     assert reply.finish_reason == "stop"
     jsonschema.validate(reply.json(), PERSON)
     assert reply.startswith('{"name": "')
     pattern = r"(Yes|No), [a-z ]{3,20}\."
-    assert re.fullmatch(
-        pattern,
-        smollm.generate("Is it late?", structure=Structure("regex", pattern), **about),  # type: ignore[arg-type]
-    )
+    assert re.fullmatch(pattern, smollm.generate("Is it late?", regex=pattern, **about))  # type: ignore[arg-type]
     lark = 'start: "Year " NUMBER\nNUMBER: /[0-9]{4}/'
-    year = smollm.generate("When?", structure=Structure("grammar", lark), **about)  # type: ignore[arg-type]
+    year = smollm.generate("When?", grammar=lark, **about)  # type: ignore[arg-type]
     assert re.fullmatch("Year [0-9]{4}", year)
 
 
@@ -127,9 +126,9 @@ def test_answer_of_a_random_model_is_valid(
 ) -> None:
     about: dict[str, Any] = {"structure": schema(value), "temperature": temperature}
     for seed in range(3):
-        text = text_of(llama, "x", **about, seed=seed, max_new_tokens=200)
-        if llama.last is not None and llama.last.finish_reason == "stop":
-            jsonschema.validate(json.loads(text), value)
+        reply = reply_of(llama, "x", **about, seed=seed, max_new_tokens=200)
+        if reply.finish_reason == "stop":
+            jsonschema.validate(reply.json(), value)
         else:
             assert value in SCHEMAS[1:2] + SCHEMAS[6:7], "only lists of objects may take so long"
 
@@ -139,14 +138,19 @@ def test_form_that_allows_everything_changes_nothing(
     smollm: Session, about: dict[str, Any]
 ) -> None:
     free = smollm.generate(PROMPT, **about, repetition_penalty=1, max_new_tokens=24)
-    assert text_of(smollm, PROMPT, structure=ANYTHING, **about, max_new_tokens=24) == free
+    assert text_of(smollm, PROMPT, ANYTHING, **about, max_new_tokens=24) == free
 
 
 def test_default_repetition_penalty_is_not_applied(smollm: Session) -> None:
-    options: dict[str, Any] = {"temperature": 0, "structure": ANYTHING, "max_new_tokens": 24}
-    default = text_of(smollm, PROMPT, **options)
-    assert text_of(smollm, PROMPT, repetition_penalty=1, **options) == default
-    assert text_of(smollm, PROMPT, repetition_penalty=2, **options) != default
+    options: dict[str, Any] = {"temperature": 0, "regex": ANYTHING.source, "max_new_tokens": 24}
+
+    def text(**about: Any) -> str:
+        with pytest.raises(InvalidReply):
+            smollm.generate(PROMPT, **options, **about)
+        return str(smollm.last)
+
+    assert text(repetition_penalty=1) == text()
+    assert text(repetition_penalty=2) != text()
 
 
 @pytest.mark.parametrize("temperature", [0, 1.0])
@@ -155,13 +159,13 @@ def test_forced_text_saves_passes_and_changes_nothing(
 ) -> None:
     about: dict[str, Any] = {"structure": schema(PERSON), "temperature": temperature, "seed": 1}
     with forward_sizes(smollm) as sizes:
-        reply = smollm.generate(PROMPT, **about)
+        reply = reply_of(smollm, PROMPT, **about)
     tokens = reply.usage.completion_tokens
     assert tokens is not None
     assert len(sizes) < tokens * 0.8
     monkeypatch.setattr(generate, "drafter", lambda *_: None)
     with forward_sizes(smollm) as sizes:
-        assert smollm.generate(PROMPT, **about) == reply
+        assert reply_of(smollm, PROMPT, **about) == reply
     assert len(sizes) == tokens
 
 
@@ -174,9 +178,9 @@ def test_speculative_tokens_change_nothing(
 ) -> None:
     session.load(str(tiny(tmp_path / "m", architecture)), dtype="float32")
     cases = [(schema(value), seed) for value in SCHEMAS for seed in range(2)]
-    expected = [text_of(session, "x", structure=s, seed=seed) for s, seed in cases]
+    expected = [text_of(session, "x", s, seed=seed) for s, seed in cases]
     monkeypatch.setattr(generate, "drafter", lambda *_: None)
-    assert [text_of(session, "x", structure=s, seed=seed) for s, seed in cases] == expected
+    assert [text_of(session, "x", s, seed=seed) for s, seed in cases] == expected
 
 
 def test_assistant_changes_nothing(session: Session, tmp_path: Path) -> None:
@@ -188,7 +192,7 @@ def test_assistant_changes_nothing(session: Session, tmp_path: Path) -> None:
         session.load(str(large), dtype="float32", assistant=assistant)
         texts.append(
             [
-                text_of(session, "x", structure=schema(value), seed=seed, temperature=temperature)
+                text_of(session, "x", schema(value), seed=seed, temperature=temperature)
                 for value in SCHEMAS[:3]
                 for seed, temperature in ((1, 0), (2, 1.0))
             ]
@@ -198,7 +202,7 @@ def test_assistant_changes_nothing(session: Session, tmp_path: Path) -> None:
 
 def test_steps_of_fixed_shape_change_nothing(llama: Session) -> None:
     def texts() -> list[str]:
-        return [text_of(llama, "x", structure=schema(v), temperature=0) for v in SCHEMAS]
+        return [text_of(llama, "x", schema(v), temperature=0) for v in SCHEMAS]
 
     usual = texts()
     loaded = local_model(llama)
@@ -213,18 +217,18 @@ def test_steps_of_fixed_shape_change_nothing(llama: Session) -> None:
 def test_answer_from_a_cached_prefix_is_the_same(smollm: Session) -> None:
     local_model(smollm).prefill_chunk_size.tokens = 16
     about: dict[str, Any] = {"structure": schema(PERSON), "temperature": 0}
-    first = smollm.generate(f"{PROMPT} Use JSON.", **about)
-    again = smollm.generate(f"{PROMPT} Use JSON.", **about)
+    first = reply_of(smollm, f"{PROMPT} Use JSON.", **about)
+    again = reply_of(smollm, f"{PROMPT} Use JSON.", **about)
     assert again == first
     assert again.usage.cached_tokens
 
 
 def test_answer_that_reaches_the_limit_is_an_error_with_its_text(smollm: Session) -> None:
     with pytest.raises(InvalidReply) as caught:
-        smollm.generate(PROMPT, structure=schema(PERSON), max_new_tokens=5, temperature=0)
+        smollm.generate(PROMPT, schema=PERSON, max_new_tokens=5, temperature=0)
     assert str(caught.value).startswith(
-        "The answer ended before it was complete. It was cut off at the token limit: use a higher"
-        " --max-new-tokens."
+        "The answer does not fit the schema: it is not complete. It was cut off at the token limit: use a"
+        " higher --max-new-tokens."
     )
     assert isinstance(caught.value.reply, Reply)
     assert caught.value.reply.startswith('{"name": "')
@@ -232,14 +236,16 @@ def test_answer_that_reaches_the_limit_is_an_error_with_its_text(smollm: Session
 
 
 def test_stop_text_inside_the_form_is_an_error(smollm: Session) -> None:
-    with pytest.raises(InvalidReply, match="The answer ended before it was complete"):
-        smollm.generate(PROMPT, structure=schema(PERSON), stop=['"age"'])
+    with pytest.raises(
+        InvalidReply, match="The answer does not fit the schema: it is not complete"
+    ):
+        smollm.generate(PROMPT, schema=PERSON, stop=['"age"'])
     pattern = Structure("regex", "one( two( three)?)?")
-    assert smollm.generate("Count.", structure=pattern, stop=[" two"]) in {"one", "one "}
+    assert text_of(smollm, "Count.", pattern, stop=[" two"]) in {"one", "one "}
 
 
 def test_cancelled_answer_is_no_error_of_the_form(llama: Session) -> None:
-    chunks = llama.stream("x", structure=ANYTHING)
+    chunks = llama.stream("x", regex=ANYTHING.source)
     next(chunks)
     chunks.close()  # type: ignore[attr-defined]
     assert llama.last is not None
@@ -273,7 +279,7 @@ def test_form_that_cannot_be_enforced_is_an_error_before_the_call(
     llama: Session, structure: Structure, message: str
 ) -> None:
     with forward_sizes(llama) as sizes, pytest.raises(OptionError) as caught:
-        llama.generate("x", structure=structure)
+        text_of(llama, "x", structure)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
     assert sizes == []
@@ -331,13 +337,13 @@ UNION = [
 )
 def test_hostile_schema_is_refused(llama: Session, structure: Structure, message: str) -> None:
     with pytest.raises(OptionError, match=message):
-        llama.generate("x", structure=structure)
+        text_of(llama, "x", structure)
 
 
 def test_missing_package_is_named(llama: Session, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(grammar, "find_spec", lambda _name: None)
     with pytest.raises(MissingDependency, match=r"--regex of a local model needs llguidance\."):
-        llama.generate("x", structure=Structure("regex", "never compiled before"))
+        llama.generate("x", regex="never compiled before")
 
 
 # -- reasoning --------------------------------------------------------------------------------

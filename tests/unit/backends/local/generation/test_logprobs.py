@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -17,7 +16,7 @@ from llm_magic.backends.local.generation.cuda_graph import StaticDecoder
 from llm_magic.backends.local.generation.token_streamer import TokenStreamer
 from llm_magic.errors import OptionError, PromptTooLong
 from llm_magic.session import Session
-from llm_magic.types import Reply, Structure, TokenLogprob
+from llm_magic.types import Reply, TokenLogprob
 from tests.local_models import edited, forward_sizes, local_model, local_session, parrot
 from tests.tiny_models import CHATML, Architecture, tiny, tiny_llama
 
@@ -96,9 +95,8 @@ def joined(tokens: Sequence[TokenLogprob]) -> str:
         {"temperature": 1.5, "top_p": 0.8, "top_k": 20, "repetition_penalty": 1.5, "seed": 3,
          "logprobs": 20},
         {"temperature": 0.7, "seed": 1, "logprobs": 0},
-        {"temperature": 0, "structure": Structure("json_schema", json.dumps(PERSON)),
-         "logprobs": 3},
-        {"temperature": 0, "structure": Structure("regex", "[0-9]{3}-[a-c]{2}"), "logprobs": 2},
+        {"temperature": 0, "schema": PERSON, "logprobs": 3},
+        {"temperature": 0, "regex": "[0-9]{3}-[a-c]{2}", "logprobs": 2},
     ],
 )  # fmt: skip
 def test_probabilities_are_those_of_the_raw_distribution(
@@ -148,7 +146,7 @@ def test_sequences_of_a_batch_have_their_own(
 
 def test_label_has_the_probabilities_of_its_tokens(smollm: Session, plain: Any) -> None:
     labels = ["positive", "negative", "mixed feelings"]
-    reply = smollm.generate(QUESTION, structure=Structure.choice(labels), logprobs=2)
+    reply = smollm.generate(QUESTION, choice=labels, logprobs=2)
     tokenizer = local_model(smollm).tokenizer
     ids, quote = (tokenizer(text, add_special_tokens=False).input_ids for text in (str(reply), '"'))
     check(plain, sent(smollm, reply) + quote, ids, reply.tokens)
@@ -170,8 +168,7 @@ def test_tokens_end_before_the_stop_text(smollm: Session) -> None:
 def test_characters_of_several_tokens_are_in_their_last_token(
     smollm: Session, plain: Any, generated: dict[int, list[int]]
 ) -> None:
-    form = Structure("regex", "(日本|é😀){2}")
-    reply = smollm.generate(QUESTION, temperature=0, structure=form, logprobs=1)
+    reply = smollm.generate(QUESTION, temperature=0, regex="(日本|é😀){2}", logprobs=1)
     (answer,) = generated.values()
     assert joined(reply.tokens) == reply
     assert "" in {token.text for token in reply.tokens}
