@@ -28,13 +28,14 @@ _TIME = rf"([01][0-9]|2[0-3]):{_SECOND}:{_SECOND}(\.[0-9]{{1,6}})?(Z|[+-](0[0-9]
 _PATTERNS = {"date": f"^{_DATE}$", "time": f"^{_TIME}$", "date-time": f"^{_DATE}T{_TIME}$"}
 # What limits a string in another way.
 _STRING_FORMS = ("enum", "const", "pattern", "format", "maxLength")
+# What describes an object in another way.
+_OBJECT_FORMS = ("$ref", "anyOf", "oneOf", "allOf", "enum", "const")
 
 
 def bounded(text: str) -> dict[str, Any]:
     """Return a schema in which strings, lists, integers and objects have a limit.
 
-    Every answer to it is one to the schema `text`. Limits of the schema itself stay as they are. An
-    object has no other properties than those that the schema names.
+    Every answer to it is one to the schema `text`. Limits of the schema itself stay as they are.
 
     Raises `OptionError` for a text that is no schema, and for one that is too large.
     """
@@ -42,9 +43,8 @@ def bounded(text: str) -> dict[str, Any]:
     schemas = list(_schemas(schema))
     if sum("$ref" in each for each in schemas) > _MAX_REFERENCES:
         raise _error(f"it has more than {_MAX_REFERENCES} references")
-    # The properties of an object may be spread over the parts of `allOf`.
-    can_close = not any("allOf" in each for each in schemas)
-    if not can_close and sum("pattern" in each for each in schemas) > _MAX_COMBINED:
+    patterns = sum("pattern" in each for each in schemas)
+    if patterns > _MAX_COMBINED and any("allOf" in each for each in schemas):
         # Whether a text fits several patterns at once may take hours to find out.
         raise _error(f"it combines more than {_MAX_COMBINED} patterns by allOf")
     for each in schemas:
@@ -57,7 +57,7 @@ def bounded(text: str) -> dict[str, Any]:
             elif name == "integer":
                 _limit_integer(each)
             elif name == "object":
-                _limit_object(each, can_close=can_close)
+                _limit_object(each)
     return schema
 
 
@@ -128,13 +128,8 @@ def _limit_integer(schema: dict[str, Any]) -> None:
             schema.setdefault(key, limit)
 
 
-def _limit_object(schema: dict[str, Any], *, can_close: bool) -> None:
-    if not schema.get("properties"):
-        if schema.get("additionalProperties") is not False and not _is_composed(schema):
-            schema.setdefault("maxProperties", max(MAX_ITEMS, _number(schema, "minProperties")))
-    elif can_close and not _is_composed(schema) and "patternProperties" not in schema:
-        schema.setdefault("additionalProperties", False)
-
-
-def _is_composed(schema: dict[str, Any]) -> bool:
-    return any(key in schema for key in ("$ref", "anyOf", "oneOf", "allOf", "enum", "const"))
+def _limit_object(schema: dict[str, Any]) -> None:
+    """Limit an object without known properties; `schema_variants.closed` has closed the others."""
+    is_open = not schema.get("properties") and schema.get("additionalProperties") is not False
+    if is_open and not any(key in schema for key in _OBJECT_FORMS):
+        schema.setdefault("maxProperties", max(MAX_ITEMS, _number(schema, "minProperties")))

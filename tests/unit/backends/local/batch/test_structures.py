@@ -16,6 +16,7 @@ SCHEMA = {
     "type": "object",
     "properties": {"a": {"type": "string", "maxLength": 6}, "b": {"type": "boolean"}},
     "required": ["a", "b"],
+    "additionalProperties": False,
 }
 FREE = GenerationConfig(max_new_tokens=24, temperature=0)
 JSON = FREE.replace(structure=Structure("json_schema", json.dumps(SCHEMA)))
