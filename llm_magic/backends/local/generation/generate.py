@@ -193,8 +193,8 @@ class DecodingLoop:
         self._streamer, self._job = sequence.streamer, sequence.job
         # Of the token that was sampled last, if its probability is requested.
         self._distribution: Distribution | None = None
-        arguments, limit = inputs.arguments, inputs.max_new_tokens
-        self._runner = ModelRunner(loaded.model, loaded.traits, ids, arguments, limit)
+        self._limit: int = sequence.options["max_new_tokens"]
+        self._runner = ModelRunner(loaded.model, loaded.traits, ids, inputs.arguments, self._limit)
         cache = self._runner.cache
         # Only the usual kind of cache can serve other prompts, and those of fixed shape.
         self._is_plain = type(cache) is DynamicCache and not cache.offloading
@@ -296,7 +296,7 @@ class DecodingLoop:
         streamer.append(token, ranked.scores([token])[0] if ranked is not None else None)
         if self._sequence.follow(token):
             return True
-        if streamer.token_count >= inputs.max_new_tokens:
+        if streamer.token_count >= self._limit:
             return True
         ids: Any = runner.ids
         return bool(inputs.criteria) and bool(inputs.criteria(ids, None).all())
@@ -307,12 +307,11 @@ class DecodingLoop:
         Returns whether the answer is finished; False where others have come.
         """
         decoder, inputs = self._loaded.static_decoder, self._inputs
-        left = inputs.max_new_tokens - 1
         if self._is_plain and decoder.unavailable_reason is None and self._loaded.assistant is None:
             constraint = self._sequence.constraint
             step = decoder.step(
                 self._runner.length,
-                left,
+                self._limit - 1,
                 inputs.processors,
                 do_sample=inputs.do_sample,
                 is_masked=constraint is not None,
@@ -331,7 +330,7 @@ class DecodingLoop:
         tokens: list[int] = runner.ids[0].tolist()
         constraint = self._sequence.constraint
         while not self._job.has_company:
-            limit = self._inputs.max_new_tokens - self._streamer.token_count - 1
+            limit = self._limit - self._streamer.token_count - 1
             forced, draft = [], []
             if proposer is not None:
                 forced = constraint.forced(limit) if constraint is not None else []

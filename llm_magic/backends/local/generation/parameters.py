@@ -175,13 +175,12 @@ def max_new_tokens_left(loaded: LocalModel, prompt_tokens: int) -> int | None:
 class GenerateInputs:
     """What `generate` prepares before it decodes; `arguments` are those of `forward`.
 
-    An answer ends after `max_new_tokens` at the latest, or by one of `criteria`.
+    Besides its last token and its length, one of `criteria` may end an answer.
     """
 
     arguments: dict[str, Any]
     processors: LogitsProcessorList
     do_sample: bool
-    max_new_tokens: int
     criteria: StoppingCriteriaList
 
     def shared(self) -> GenerateInputs | None:
@@ -221,7 +220,6 @@ def prepare(model: PreTrainedModel, ids: torch.Tensor, options: dict[str, Any]) 
             arguments,
             logits_processor,
             bool(generation_config.do_sample),
-            options["max_new_tokens"],
             StoppingCriteriaList(others),
         )
         prepared.append(inputs)
