@@ -24,6 +24,7 @@ from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from llm_magic.backends.base import NO_SYSTEM
+from llm_magic.backends.local.generation.token_streamer import CLOSES, OPENS
 from llm_magic.errors import PromptError
 from llm_magic.types import Message
 
@@ -32,9 +33,7 @@ if TYPE_CHECKING:
     from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 # Templates search messages for these, and they open no turn.
-_REASONING = frozenset({
-    "<think>", "</think>", "[THINK]", "[/THINK]", "<|START_THINKING|>", "<|END_THINKING|>",
-})  # fmt: skip
+_REASONING = frozenset((*OPENS, *CLOSES))
 _CONTROL = re.compile(r"<[|\uff5c].+[|\uff5c]>")
 _PRIVATE = range(0xF0000, 0x10FFFE)
 # The errors of templates that reject a conversation are these and `jinja2.TemplateError`.

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from llm_magic.backends.local.generation.distribution import TokenScores
     from llm_magic.backends.local.local_model import LocalModel
 
-_OPENS = (OPEN_TAG, "[THINK]", "<|START_THINKING|>")
-_CLOSES = (CLOSE_TAG, "[/THINK]", "<|END_THINKING|>")
+OPENS = (OPEN_TAG, "[THINK]", "<|START_THINKING|>")
+CLOSES = (CLOSE_TAG, "[/THINK]", "<|END_THINKING|>")
 # <|start|>assistant<|channel|>analysis<|message|>…<|end|>
 _START, _CHANNEL, _MESSAGE = "<|start|>", "<|channel|>", "<|message|>"
 # The tokens at the end of a prompt that may contain an opening tag.
@@ -246,13 +246,13 @@ class TokenTexts:
 def opening_tag(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
     """Return the opening tag if the token ids of a prompt end with the start of reasoning."""
     tail = str(tokenizer.decode(ids[-_TAIL:], skip_special_tokens=False))
-    return OPEN_TAG if tail.rstrip().endswith(_OPENS) else ""
+    return OPEN_TAG if tail.rstrip().endswith(OPENS) else ""
 
 
 def reasoning_pair(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int] | None:
     """Return the tokens that open and close reasoning; None if they are no tokens of their own."""
     added = tokenizer.get_added_vocab()
-    pairs = ((added.get(start), added.get(end)) for start, end in zip(_OPENS, _CLOSES, strict=True))
+    pairs = ((added.get(start), added.get(end)) for start, end in zip(OPENS, CLOSES, strict=True))
     return next(
         ((start, end) for start, end in pairs if start is not None and end is not None), None
     )
@@ -275,8 +275,8 @@ class ReasoningTokens:
         """Return those of a tokenizer; None if it has none."""
         added: Any = getattr(tokenizer, "added_tokens_decoder", {})
         ids = {str(token): number for number, token in added.items() if token.special}
-        tags = {ids[name]: OPEN_TAG for name in _OPENS if name in ids}
-        tags |= {ids[name]: CLOSE_TAG for name in _CLOSES if name in ids}
+        tags = {ids[name]: OPEN_TAG for name in OPENS if name in ids}
+        tags |= {ids[name]: CLOSE_TAG for name in CLOSES if name in ids}
         has_channels = _CHANNEL in ids and _MESSAGE in ids
         if not (tags or has_channels):
             return None
