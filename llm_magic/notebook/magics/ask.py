@@ -54,13 +54,6 @@ if TYPE_CHECKING:
 # Names that IPython reads or sets: a Reply there breaks the notebook or is overwritten.
 _IPYTHON_NAMES = re.compile(r"In|Out|get_ipython|exit|quit|_(?:i{1,3}|ih|oh|dh|i?\d+)?|_{2,3}")
 
-
-# Where the last reply is, by whether the notebook has `llm`.
-_LAST = {True: "llm.last", False: "llm.last (from llm_magic import llm)"}
-# Where the answers of the last map are.
-_LAST_MAPPED = {
-    True: "llm.last_mapped", False: "llm.last_mapped (from llm_magic import llm)"
-}  # fmt: skip
 # Magics that are typed like commands. Others have the names of common variables: page, store, config.
 _COMMANDS = frozenset(("cd", "conda", "history", "ls", "pip", "pwd", "run", "time", "who", "whos"))
 # What IPython removes from the lines of a cell.
@@ -237,7 +230,12 @@ class LLMMagics(SessionMagics):
             return f"{output}.text"
         if args["format"] == "json" or any(args.get(one.dest) for one in TYPE_OPTIONS):
             output = None
-        return output or _LAST["llm" in self.shell.user_ns]
+        return output or self._in_python("last")
+
+    def _in_python(self, name: str) -> str:
+        """Return how messages name an attribute of `llm`, which the notebook may not have."""
+        has_llm = "llm" in self.shell.user_ns
+        return f"llm.{name}{'' if has_llm else ' (from llm_magic import llm)'}"
 
     def _filled(self, text: str, names: Mapping[str, Any], *, all_notes: bool) -> Filled:
         """Return a text with its references filled in; jobs in them are waited for first.
@@ -386,7 +384,7 @@ class LLMMagics(SessionMagics):
         finally:
             # ``mapped = %llm --over …`` needs no other name.
             is_alone = not args["quiet"] and self._unless_shown(run) is None
-            last = _LAST_MAPPED["llm" in self.shell.user_ns] if output or is_alone else ""
+            last = self._in_python("last_mapped") if output or is_alone else ""
             stored = over.stored(run, data, output, self.shell.user_ns, last)
             lines = (*over.advice(run, args), *stored)
             view.finish(lines)
