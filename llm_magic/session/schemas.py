@@ -20,7 +20,7 @@ from llm_magic.backends.remote.structures import ANSWER
 from llm_magic.backends.schema_variants import closed, compact, depth_of
 from llm_magic.config.commands import option
 from llm_magic.errors import OptionError, did_you_mean
-from llm_magic.text import counted, parse_json, visible_line
+from llm_magic.text import STRICT_JSON, counted, parse_json, visible_line
 from llm_magic.types import FinishReason, Reply, Structure
 
 if TYPE_CHECKING:
@@ -423,24 +423,10 @@ def _first_problem(error: ValidationError) -> str:
     return f"{where}: {first['msg']}{more}" if where else f"{first['msg']}{more}"
 
 
-def _raise_constant(text: str) -> NoReturn:
-    raise ValueError(f"{text} is not JSON")
-
-
-def _float(text: str) -> float:
-    value = float(text)
-    if value in (float("inf"), float("-inf")):
-        raise ValueError("a number is too large")
-    return value
-
-
-_DECODER = json.JSONDecoder(parse_constant=_raise_constant, parse_float=_float)
-
-
 def _parse_json_value(text: str) -> Any:
     """Return the value of a text that is JSON and nothing else."""
     try:
-        return _DECODER.decode(text)
+        return STRICT_JSON.decode(text)
     except RecursionError:
         raise InvalidValue("it is nested too deeply.") from None
     except json.JSONDecodeError as error:
@@ -458,7 +444,7 @@ def _parse_choice(values: Mapping[str, Any], by: By, text: str) -> Any:
     if by == "prompt" and len(folded) == len(values) and text.casefold() in folded:
         return folded[text.casefold()]
     try:
-        found = _DECODER.decode(text)
+        found = STRICT_JSON.decode(text)
     except (ValueError, RecursionError):
         found = None
     if isinstance(found, dict) and found.keys() == {ANSWER}:

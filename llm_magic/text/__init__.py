@@ -14,7 +14,7 @@ import json
 import math
 import re
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     from llm_magic.text.code_blocks import FencedSpan
@@ -79,6 +79,21 @@ def dollars(amount: float) -> str:
     """Return an amount of money: ``$1.20``, and below a dime two digits that count: ``$0.00095``."""
     decimals = 2 if amount >= 0.1 or not amount else 1 - math.floor(math.log10(amount))
     return f"${amount:,.{decimals}f}"
+
+
+def _raise_constant(text: str) -> NoReturn:
+    raise ValueError(f"{text} is not JSON")
+
+
+def _float(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(f"{text[:40]} is too large")
+    return value
+
+
+# Without what Python reads as JSON besides: NaN, and infinity in place of a number that is too large.
+STRICT_JSON = json.JSONDecoder(parse_constant=_raise_constant, parse_float=_float)
 
 
 def parse_json(text: str) -> Any:

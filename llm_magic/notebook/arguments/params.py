@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import Any, NoReturn
 
 from llm_magic.errors import OptionError
+from llm_magic.text import STRICT_JSON
 
 # An object or a list whose first item is a string: `[a-z]+` and `{3}` may be regular expressions.
 _LIKE_JSON = re.compile(r"""[\[{][\[{\s]*["']""")
@@ -17,24 +18,6 @@ _MAX_SHOWN = 40
 _BLANKS = " \t\r\n"
 
 
-class _InvalidNumber(ValueError):
-    """A number that Python's parser accepts and that is not valid JSON or not a float."""
-
-
-def _constant(text: str) -> NoReturn:
-    raise _InvalidNumber(f"{text} is not JSON")
-
-
-def _float(text: str) -> float:
-    value = float(text)
-    if value in (float("inf"), float("-inf")):
-        raise _InvalidNumber(f"{text[:_MAX_SHOWN]} is too large")
-    return value
-
-
-_DECODER = json.JSONDecoder(parse_constant=_constant, parse_float=_float)
-
-
 def json_end(line: str, start: int, name: str) -> int | None:
     """Return the end of the JSON value that starts at `start`, or None if the word is plain text.
 
@@ -42,7 +25,7 @@ def json_end(line: str, start: int, name: str) -> int | None:
     """
     is_json = _LIKE_JSON.match(line, start) is not None
     try:
-        value, end = _DECODER.raw_decode(line, start)
+        value, end = STRICT_JSON.raw_decode(line, start)
     except json.JSONDecodeError as error:
         if is_json:
             _raise_invalid(line[start:], name, error.msg)
