@@ -44,20 +44,6 @@ def mapped(schema: Any, change: Change) -> Any:
     return change(found)
 
 
-def depth_of(value: Any, most: int) -> int:
-    """Return how deep a JSON value is nested, at most one more than `most`."""
-    level, depth = [value], 0
-    while level and depth <= most:
-        inner: list[Any] = []
-        for one in level:
-            if isinstance(one, dict):
-                inner += one.values()
-            elif isinstance(one, list):
-                inner += one
-        level, depth = inner, depth + bool(inner)
-    return depth
-
-
 def closed(schema: Mapping[str, Any]) -> dict[str, Any]:
     """Return a schema whose objects have only the fields that it names.
 

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, get_args, get_origin
 
 from llm_magic.backends.remote.structures import ANSWER
-from llm_magic.backends.schema_variants import closed, compact, depth_of
+from llm_magic.backends.schema_variants import closed, compact
 from llm_magic.config.commands import option
 from llm_magic.errors import OptionError, did_you_mean
-from llm_magic.text import STRICT_JSON, counted, parse_json, visible_line
+from llm_magic.text import STRICT_JSON, counted, depth_of, parse_json, visible_line
 from llm_magic.types import FinishReason, Reply, Structure
 
 if TYPE_CHECKING:

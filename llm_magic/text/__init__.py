@@ -96,6 +96,20 @@ def _float(text: str) -> float:
 STRICT_JSON = json.JSONDecoder(parse_constant=_raise_constant, parse_float=_float)
 
 
+def depth_of(value: Any, most: int) -> int:
+    """Return how deep a JSON value is nested, at most one more than `most`."""
+    level, depth = [value], 0
+    while level and depth <= most:
+        inner: list[Any] = []
+        for one in level:
+            if isinstance(one, dict):
+                inner += one.values()
+            elif isinstance(one, list):
+                inner += one
+        level, depth = inner, depth + bool(inner)
+    return depth
+
+
 def parse_json(text: str) -> Any:
     """Return the JSON value in the answer of a model; raises `ValueError` with the reason.
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from llm_magic.errors import OptionError
-from llm_magic.text import STRICT_JSON
+from llm_magic.text import STRICT_JSON, depth_of
 
 # An object or a list whose first item is a string: `[a-z]+` and `{3}` may be regular expressions.
 _LIKE_JSON = re.compile(r"""[\[{][\[{\s]*["']""")
@@ -37,28 +36,13 @@ def json_end(line: str, start: int, name: str) -> int | None:
         return None
     except RecursionError:
         _raise_invalid(line[start:], name, "nested too deeply")
-    if _is_deep(value):
+    if depth_of(value, _MAX_DEPTH) >= _MAX_DEPTH:
         _raise_invalid(line[start:], name, "nested too deeply")
     if line[end : end + 1].strip(_BLANKS):
         if is_json:
             _raise_invalid(line[start:], name, "unexpected text after its end")
         return None
     return end
-
-
-def _is_deep(value: Any) -> bool:
-    level = [value]
-    for _ in range(_MAX_DEPTH):
-        level = [inner for outer in level for inner in _items(outer)]
-        if not level:
-            return False
-    return True
-
-
-def _items(value: Any) -> Iterable[Any]:
-    if isinstance(value, dict):
-        return value.values()
-    return value if isinstance(value, list) else ()
 
 
 def _raise_invalid(text: str, name: str, reason: str) -> NoReturn:
