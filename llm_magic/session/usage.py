@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from llm_magic.session.response import Response
 
 # What a backend may report, or not.
-_REPORTED = tuple(field.name for field in dataclasses.fields(Usage))
+REPORTED = tuple(field.name for field in dataclasses.fields(Usage))
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class ModelUsage:
             for name in ("answers", "stopped", "failed", "seconds")
         }
         lower_bounds = self.lower_bounds | other.lower_bounds
-        for name in _REPORTED:
+        for name in REPORTED:
             known = [n for n in (getattr(self, name), getattr(other, name)) if n is not None]
             sums[name] = sum(known) if known else None
             if len(known) == 1 and self.answers and other.answers:
@@ -105,7 +105,7 @@ def usage_of(response: Response) -> ModelUsage:
         stopped=int(response.state == "stopped"),
         failed=int(response.state == "failed"),
         seconds=reply.timing.total_s,
-        **{name: getattr(reply.usage, name) for name in _REPORTED},
+        **{name: getattr(reply.usage, name) for name in REPORTED},
     )
 
 

@@ -7,7 +7,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from llm_magic.session.usage import ModelUsage
+from llm_magic.session.usage import REPORTED, ModelUsage
 
 if TYPE_CHECKING:
     from llm_magic.session.map.outcome import Outcome
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 _LATEST, _WINDOW_S = 5, 10.0
 _SAMPLE_S = 0.5
 _PROMPT_CHARACTERS = 300
-_TOKENS = ("prompt_tokens", "completion_tokens", "cached_tokens", "reasoning_tokens", "cost")
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +104,8 @@ class Calls:
         self.count = self._failed = 0
         self._seconds = 0.0
         # The sum of each number, and how often it was reported.
-        self._sums = dict.fromkeys(_TOKENS, 0.0)
-        self._reported = dict.fromkeys(_TOKENS, 0)
+        self._sums = dict.fromkeys(REPORTED, 0.0)
+        self._reported = dict.fromkeys(REPORTED, 0)
 
     def add(self, outcome: Outcome) -> None:
         """Add a row that was sent."""
@@ -114,7 +113,7 @@ class Calls:
         self._failed += bool(outcome.error)
         self._seconds += outcome.seconds
         usage = outcome.usage
-        for name in _TOKENS:
+        for name in REPORTED:
             value = getattr(usage, name)
             if value is not None:
                 self._sums[name] += value
@@ -126,7 +125,7 @@ class Calls:
             name: (value if name == "cost" else round(value)) if self._reported[name] else None
             for name, value in self._sums.items()
         }
-        low = frozenset(name for name in _TOKENS if 0 < self._reported[name] < self.count)
+        low = frozenset(name for name in REPORTED if 0 < self._reported[name] < self.count)
         return ModelUsage(
             model, backend, self.count, 0, self._failed, self._seconds, lower_bounds=low, **sums
         )

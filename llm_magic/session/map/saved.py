@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from llm_magic.errors import OptionError
 from llm_magic.session.map.keys import KEY_BYTES
 from llm_magic.session.map.outcome import Outcome
+from llm_magic.session.usage import REPORTED
 from llm_magic.types import TokenLogprob, Usage
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
 # Of maps that ended early: the oldest rows are discarded first.
 _MOST_ROWS = 200_000
-_USAGE = tuple(field.name for field in dataclasses.fields(Usage))
 # A row that was not written completely.
 _TORN = re.compile(rb'\{"key":"(?:[0-9a-f]{0,32}|[0-9a-f]{32}"(?:,"text":".*)?)', re.DOTALL)
 _REASONS = frozenset({"stop", "length", "cancelled", "truncated"})
@@ -129,7 +129,7 @@ def _path(path: str | os.PathLike[str]) -> Path:
 
 def _entry(row: PreparedRow, outcome: Outcome) -> dict[str, Any]:
     """Return what is stored of a row; nothing of its prompt and its server."""
-    usage = {name: getattr(outcome.usage, name) for name in _USAGE}
+    usage = {name: getattr(outcome.usage, name) for name in REPORTED}
     entry: dict[str, Any] = {
         "key": row.key.hex(),
         "text": outcome.text,
@@ -154,7 +154,7 @@ def _row(line: bytes) -> tuple[bytes, Outcome] | None:
     try:
         entry = json.loads(line)
         key = bytes.fromhex(entry["key"])
-        usage = {n: v for n, v in entry["usage"].items() if n in _USAGE and _is_number(v)}
+        usage = {n: v for n, v in entry["usage"].items() if n in REPORTED and _is_number(v)}
         outcome = Outcome(
             _text(entry["text"]),
             entry["finish_reason"],
