@@ -9,14 +9,10 @@ import typing
 from collections.abc import Mapping
 from pathlib import Path
 from traceback import format_exc
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llm_magic.errors import LLMMagicException, OptionError, did_you_mean
-from llm_magic.notebook.arguments.magic_options import TYPE_OPTIONS
 from llm_magic.text import visible_line
-
-if TYPE_CHECKING:
-    from llm_magic.notebook.arguments.parser import Parsed
 
 _NAMED = re.compile(r"\{([^\W\d]\w*)\}|\$([^\W\d]\w*)")
 # What the notation of a type consists of, such as dict[str, list[Person]] | None.
@@ -27,13 +23,14 @@ _TYPE_NODES = (
 _LIST_NODES = (ast.Attribute, ast.Subscript, ast.Call, ast.List, ast.Tuple)
 
 
-def named_types(args: Parsed, names: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what the options name, by the names of the options; `names` are the notebook's variables.
+def named_types(
+    given: Mapping[str, str], form: str | None, names: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return what the `given` options name; `names` are the notebook's variables.
 
-    Raises `OptionError` for a name that is not defined, and for options that do not go together.
+    Raises `OptionError` for a name that is not defined, and beside a `form`, the value of ``-f``.
     """
-    given = {one.dest: args[one.dest] for one in TYPE_OPTIONS if args[one.dest] is not None}
-    if given and args["format"] is not None:
+    if form is not None:
         option = f"--{next(iter(given)).replace('_', '-')}"
         raise OptionError(
             f"-f has no effect on a value, which {option} requires. Remove one of them."

@@ -176,12 +176,13 @@ class LLMMagics(SessionMagics):
         """Return what the options name as the type of the answer, by their names."""
         from llm_magic.notebook.arguments.magic_options import TYPE_OPTIONS
 
-        given = [args[one.dest] for one in TYPE_OPTIONS if args[one.dest] is not None]
+        given = {one.dest: args[one.dest] for one in TYPE_OPTIONS if args[one.dest] is not None}
         if not given:
             return {}
         from llm_magic.notebook.magics.answer_types import named_types
 
-        return named_types(args, self.notebook_names(" ".join(given)))
+        names = self.notebook_names(" ".join(given.values()))
+        return named_types(given, args["format"], names)
 
     def _system_notes(self, args: Parsed) -> tuple[str, ...]:
         """Return a note if the system prompt is the name of a variable with a text."""
