@@ -552,8 +552,7 @@ class Session:
         with held_back():
             response = self._respond_after_load(request) if background else None
             if response is None:
-                if self._loads.pending is not None:
-                    self._loads.wait()
+                self._loads.wait()
                 response = self._respond(request)
         if background:
             self.jobs.add(response)
