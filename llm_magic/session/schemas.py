@@ -177,7 +177,8 @@ def _of_adapter(named: Any, name: str, by: By) -> AnswerType:
     from pydantic import PydanticUserError, TypeAdapter
     from pydantic.errors import PydanticSchemaGenerationError
 
-    if not isinstance(named, type) and get_origin(named) is None and _is_instance(named):
+    is_notation = type(named).__module__ in {"typing", "types", "typing_extensions"}
+    if not (isinstance(named, type) or get_origin(named) is not None or is_notation):
         is_labels = isinstance(named, (list, tuple)) and all(isinstance(one, str) for one in named)
         advice = f" For one of several labels, use {option('choice')}." if is_labels else ""
         raise OptionError(
@@ -194,11 +195,6 @@ def _of_adapter(named: Any, name: str, by: By) -> AnswerType:
     plain = partial(adapter.dump_python, mode="json", by_alias=True)
     parse = partial(_validated, adapter)
     return AnswerType(_json_structure(schema), name, parse, by, plain=plain)
-
-
-def _is_instance(named: Any) -> bool:
-    """Return whether a value is an object of a class, not a type in any notation."""
-    return type(named).__module__ not in {"typing", "types", "typing_extensions"}
 
 
 def _json_structure(schema: Mapping[str, Any]) -> Structure:
