@@ -108,12 +108,9 @@ def _strict(schema: dict[str, Any]) -> dict[str, Any]:
     # A default would allow to omit the field. Beside a reference nothing else may stand.
     schema.pop("default", None)
     if "$ref" in schema and len(schema) > 1:
-        return {"anyOf": [{"$ref": schema["$ref"]}], **_described(schema)}
+        described = {name: text for name, text in schema.items() if name == "description"}
+        return {"anyOf": [{"$ref": schema["$ref"]}], **described}
     return schema
-
-
-def _described(schema: Mapping[str, Any]) -> dict[str, Any]:
-    return {"description": schema["description"]} if "description" in schema else {}
 
 
 def is_object(schema: Mapping[str, Any]) -> bool:

@@ -36,8 +36,8 @@ class CallLines:
 
         Other threads would display in whichever cell runs, and calls at the same time share one line.
         """
-        run = self.run
-        if not run or run in self.in_use or not self._magics.live or not _is_main_thread():
+        run, is_main = self.run, threading.current_thread() is threading.main_thread()
+        if not run or run in self.in_use or not self._magics.live or not is_main:
             return None
         return CallLine(self, running, run)
 
@@ -125,7 +125,3 @@ def _map_line(run: MapRun, name: str) -> tuple[str, str]:
     progress = run.progress
     text = f"{name} · {progress_line(run, progress)}"
     return text, progress_bar(text, progress)
-
-
-def _is_main_thread() -> bool:
-    return threading.current_thread() is threading.main_thread()

@@ -59,9 +59,8 @@ def _parsed(text: str, *, is_whole: bool) -> Any:
 
 def _table(value: Any) -> Table:
     if isinstance(value, dict):
-        return Table(
-            ("", ""), [[_line(name), _cell(inner)] for name, inner in _first(value.items())]
-        )
+        cells = [[_line(name), _cell(inner)] for name, inner in list(value.items())[:_ROWS]]
+        return Table(("", ""), cells)
     if not isinstance(value, list):
         return Table(("",), [[_cell(value)]])
     rows, more = value[:_ROWS], len(value) - _ROWS
@@ -73,10 +72,6 @@ def _table(value: Any) -> Table:
     columns = list(dict.fromkeys(name for row in rows for name in row))[:_COLUMNS]
     cells = [[_cell(row.get(name)) for name in columns] for row in rows]
     return Table([_line(name) for name in columns], cells, note)
-
-
-def _first(items: Any) -> list[tuple[str, Any]]:
-    return list(items)[:_ROWS]
 
 
 def _line(text: str) -> str:
