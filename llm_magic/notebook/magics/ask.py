@@ -584,9 +584,7 @@ class LLMMagics(SessionMagics):
         redactor = Redactor(os.environ, self.session.keys.secrets())
         names, hidden = self.shell.user_ns, self.shell.user_ns_hidden
         failed = explain_error.failure(error, self._find_cell, names, redactor, hidden)
-        as_code, chat, key = args["format"] == "code", args["chat"], None
-        if chat is not None:
-            key = self.session.cells.key(chat, peek=bool(args["dry_run"]))
+        as_code = args["format"] == "code"
         missing = {
             MASK: f"{MASK} in the corrected cell replaces a secret that was not sent.",
             explain_error.CUT: "The cell is too long to send: the corrected cell lacks its middle.",
@@ -604,10 +602,9 @@ class LLMMagics(SessionMagics):
         filled = self._filled(args.prompt, self.notebook_names(args.prompt), all_notes=all_notes)
         notes += filled.notes
         prompt = explain_error.question(failed, fix=as_code, requested=filled.text.strip())
-        as_json = args["format"] == "json"
         request = Request(
-            prompt, args["model"], system, chat, key, args.options, False, self.began, as_json,
-            stored_in=self._stored_in(args),
+            prompt, args["model"], system, args["chat"], options=args.options, started=self.began,
+            as_json=args["format"] == "json", stored_in=self._stored_in(args),
         )  # fmt: skip
         return request, notes
 
