@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llm_magic.errors import OptionError, first_line
@@ -347,9 +347,7 @@ def _of_table(data: Any) -> Rows:
         if family(data) in {"frame", "pl_frame"} or not isinstance(data, Iterable):
             raise OptionError(f"The rows cannot be read: {first_line(error)}") from None
         return _ListRows(data) if isinstance(data, Sequence) else _IteratorRows(data)
-    rows = _SeriesRows if isinstance(native, nw.Series) else _TableRows
-    make: Callable[[Any], Rows] = rows
-    return make(native)
+    return _SeriesRows(native) if isinstance(native, nw.Series) else _TableRows(native)
 
 
 def _repeats_labels(data: Any) -> bool:
