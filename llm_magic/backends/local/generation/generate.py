@@ -133,11 +133,12 @@ def score(loaded: LocalModel, sequence: Sequence, texts: abc.Sequence[str]) -> I
         raise _unavailable(loaded, _NO_SCORES)
     tokens = [list(loaded.tokenizer(one, add_special_tokens=False).input_ids) for one in texts]
     sequence.check_length(loaded, max(map(len, tokens)))
+    described = sequence.streamer.texts.of_text
     for group in _groups(tokens):
         found = _group_scores(loaded, sequence, [tokens[number] for number in group])
         for number, scores in zip(group, found, strict=True):
             logprob = math.fsum(each.logprob for each in scores)
-            yield Score(texts[number], logprob, sequence.streamer.described(tokens[number], scores))
+            yield Score(texts[number], logprob, described(tokens[number], scores))
 
 
 def _groups(tokens: abc.Sequence[abc.Sequence[int]]) -> Iterator[list[int]]:

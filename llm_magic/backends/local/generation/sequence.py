@@ -165,7 +165,7 @@ class Sequence:
         if self.alternatives is not None:
             rows = torch.cat([first[None], others[number]])[: len(tokens)]
             scores = Distribution(rows, self.alternatives).scores(tokens)
-            logprobs = self.streamer.described(tokens, scores)
+            logprobs = self.streamer.texts.of_text(tokens, scores)
         self.job.emit(Chunk(text=text, tokens=len(tokens), time=now, logprobs=logprobs))
         count = self.streamer.token_count + len(tokens)
         usage = Usage(self.prompt_tokens, count, self.cached_tokens)

@@ -44,7 +44,7 @@ class TokenStreamer:
         self._stop = StopText(stops) if stops else None
         self._detokenizer = Detokenizer(loaded.tokenizer, loaded.reasoning_tokens)
         self._tokens = ShownTokens() if config.logprobs is not None else None
-        self._texts = TokenTexts(loaded.tokenizer, loaded.token_texts)
+        self.texts = TokenTexts(loaded.tokenizer, loaded.token_texts)
         self._emit = emit
         self.token_count = 0
         self.last_token = -1
@@ -72,8 +72,8 @@ class TokenStreamer:
 
     def _add(self, token: int, text: str, scores: TokenScores) -> None:
         # A special token is no part of the text, but for the tags of the reasoning.
-        if self._tokens is not None and (text or token not in self._texts.special):
-            self._tokens.add(self._texts.described(text, scores))
+        if self._tokens is not None and (text or token not in self.texts.special):
+            self._tokens.add(self.texts.described(text, scores))
 
     def _shown(self, text: str) -> tuple[TokenLogprob, ...]:
         """Return the tokens of the next part of the answer, if their probabilities are requested."""
@@ -81,12 +81,6 @@ class TokenStreamer:
             return ()
         shown = self._tokens.feed(text)
         return shown + self._tokens.end() if self.stop_reached else shown
-
-    def described(
-        self, tokens: Sequence[int], scores: Sequence[TokenScores]
-    ) -> tuple[TokenLogprob, ...]:
-        """Return the tokens of a whole text with their probabilities."""
-        return self._texts.of_text(tokens, scores)
 
     def finish(self, reason: FinishReason, prompt_tokens: int, cached_tokens: int = 0) -> None:
         """Emit the text that was held back, the finish reason and the token counts."""
