@@ -842,11 +842,6 @@ class Session:
         """The responses that are being generated now."""
         return self._recorder.running
 
-    @property
-    def unnumbered(self) -> tuple[Response, ...]:
-        """Those of `answering` that are no jobs: what a cell, a thread or a task waits for."""
-        return tuple(one for one in self.answering if one.number is None)
-
     @held_back()
     def wait(
         self,

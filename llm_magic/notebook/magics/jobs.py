@@ -63,7 +63,9 @@ class JobMagics(SessionMagics):
         """Stop the named jobs, or all answers and the load, and return a line about each job."""
         session, deadline = self.session, time.monotonic() + _STOP_S
         jobs = named or list(session.jobs.running)
-        others = [] if named else [one for one in session.unnumbered if one.is_generating]
+        # Those that are no jobs: what a cell, a thread or a task waits for.
+        answers = () if named else session.answering
+        others = [one for one in answers if one.number is None and one.is_generating]
         running, loading = [*others, *(job for job in jobs if not job.done)], session.loading
         if not named:
             # Before `cancel`: the threads end as they do at ■, also those that an executor starts next.
