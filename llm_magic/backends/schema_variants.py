@@ -16,7 +16,7 @@ SINGLE = frozenset(
 )  # fmt: skip
 # Beside these, an object may have fields that its own `properties` do not name.
 _OPEN = frozenset(
-    {"additionalProperties", "unevaluatedProperties", "patternProperties", "allOf", "$ref", "if"}
+    {"additionalProperties", "unevaluatedProperties", "patternProperties", "$ref", "if"}
 )
 # What only people read.
 _ANNOTATIONS = frozenset({"title", "$schema", "$id", "examples", "default"})
@@ -55,12 +55,12 @@ def closed(schema: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _close(schema: dict[str, Any]) -> dict[str, Any]:
+    combined = [keyword for keyword in ("allOf", "anyOf", "oneOf") if keyword in schema]
+    if "allOf" in schema or (combined and "properties" in schema):
+        # Each part would forbid the fields of the others, and those beside it.
+        return {**schema, **{key: [_opened(part) for part in schema[key]] for key in combined}}
     if "properties" in schema and not _OPEN & schema.keys():
         return {**schema, "additionalProperties": False}
-    if "allOf" in schema:
-        # Each part would forbid the fields of the others.
-        parts = [_opened(part) for part in schema["allOf"]]
-        return {**schema, "allOf": parts}
     return schema
 
 

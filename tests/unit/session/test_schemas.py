@@ -127,11 +127,14 @@ def test_backend_gets_a_picklable_structure_whose_objects_are_closed(made: Made)
     assert schema["$defs"]["Address"]["additionalProperties"] is False
     assert schema["properties"]["fullName"]["description"] == "first and last name"
     named: dict[str, Any] = {"properties": {"a": {}}}
-    composed = {"allOf": [named, named], "properties": {"c": {"properties": {}}}}
-    schema = json.loads(structure(made, schema={**composed, "required": ["a"]}).source)
-    assert schema == {
-        **composed, "required": ["a"], "properties": {"c": {"properties": {}, "additionalProperties": False}},
-    }  # fmt: skip
+    for keyword in ("allOf", "anyOf", "oneOf"):
+        composed = {keyword: [named, named], "properties": {"c": {"properties": {}}}}
+        schema = json.loads(structure(made, schema={**composed, "required": ["a"]}).source)
+        assert schema == {
+            **composed, "required": ["a"], "properties": {"c": {"properties": {}, "additionalProperties": False}},
+        }  # fmt: skip
+    schema = json.loads(structure(made, schema={"anyOf": [named]}).source)
+    assert schema == {"anyOf": [{**named, "additionalProperties": False}]}
     found = structure(made, choice=["é", 'say "x"'])
     assert (found.kind, found.labels) == ("choice", ("é", 'say "x"'))
 
