@@ -14,6 +14,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any, Literal
 
+import pandas as pd
 import pytest
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from typing_extensions import TypedDict
@@ -56,6 +57,10 @@ class Point:
 class Movie(TypedDict):
     title: str
     year: int
+
+
+class Plain:
+    """No type of answers: pydantic has no schema for it."""
 
 
 class Level(enum.IntEnum):
@@ -176,15 +181,26 @@ def _circular() -> dict[str, Any]:
         ({"schema": {"a": float("nan")}}, "The schema is not JSON"),
         ({"schema": Point(1, 2)}, "A value of type Point is not a type of answers."),
         ({"schema": 3}, "A value of type int is not a type of answers."),
-        ({"schema": type("Foo", (), {})}, "Foo has no JSON schema"),
+        (
+            {"schema": Plain},
+            "Use a pydantic model, a dataclass or a TypedDict instead.",
+        ),
+        (
+            {"schema": list[Plain]},
+            "Use a pydantic model, a dataclass or a TypedDict instead.",
+        ),
         ({"schema": ""}, "The schema is empty."),
         ({"schema": "name, name"}, "The field name is named twice."),
         ({"schema": "2nd str"}, "'2nd str' is no field."),
         ({"choice": ["a"]}, "A choice needs two labels or more."),
         ({"choice": range(2000)}, "more than 1,000 labels"),
-        ({"choice": ["a\nb", "c"]}, "is no label"),
+        ({"choice": ["a\nb", "c"]}, "The label 'a\\nb' has several lines."),
+        ({"choice": ["a", ""]}, "A label is empty. Omit it."),
+        ({"choice": "a, ,b"}, "A label is empty. Put labels with spaces in quotes."),
+        ({"choice": ["a", "b", "a"]}, "The label a is named twice. Name each label once."),
+        ({"choice": pd.Series(["a", "a"])}, "The label a is named twice. Add .unique()."),
         ({"choice": ["a", float("nan")]}, "A label is nan, a missing value."),
-        ({"choice": 5}, "The labels are no text, list"),
+        ({"choice": 5}, "A value of type int has no labels. Use a list, an Enum"),
         ({"regex": "(" * 1000}, "The pattern is invalid"),
         ({"regex": 5}, "The pattern is no text."),
         ({"regex": "a" * 200_000}, "at most 100,000 are sent"),
