@@ -20,7 +20,7 @@ from llm_magic.backends.remote.structures import ANSWER
 from llm_magic.backends.schema_variants import closed, compact, depth_of
 from llm_magic.config.commands import option
 from llm_magic.errors import OptionError, did_you_mean
-from llm_magic.text import counted, parse_json, visible_line
+from llm_magic.text import counted, json_problem, parse_json, visible_line
 from llm_magic.types import FinishReason, Reply, Structure
 
 if TYPE_CHECKING:
@@ -467,7 +467,7 @@ def _parse_json_value(text: str) -> Any:
     except RecursionError:
         raise InvalidValue("it is nested too deeply.") from None
     except json.JSONDecodeError as error:
-        raise InvalidValue(f"it is not JSON: {error}.") from None
+        raise InvalidValue(f"it is not JSON: {json_problem(error)}.") from None
     except ValueError as error:
         # Python parses no integer of more than 4,300 digits.
         raise InvalidValue(f"it is not JSON: {str(error).partition(':')[0]}.") from None

@@ -99,12 +99,16 @@ def parse_json(text: str) -> Any:
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     except json.JSONDecodeError as error:
-        problem = _JSON_PROBLEMS.get(error.msg, f"{error.msg[:1].lower()}{error.msg[1:]}")
-        where = f"line {error.lineno}, character {error.colno}"
-        raise ValueError(f"{problem.removesuffix(' at')} ({where})") from None
+        raise ValueError(json_problem(error)) from None
     if outside.search(text, stop, end):
         raise ValueError("there is more than one value, or text that may be one")
     return value
+
+
+def json_problem(error: json.JSONDecodeError) -> str:
+    """Return what is wrong in a text that is not JSON, and where."""
+    problem = _JSON_PROBLEMS.get(error.msg, f"{error.msg[:1].lower()}{error.msg[1:]}")
+    return f"{problem.removesuffix(' at')} (line {error.lineno}, character {error.colno})"
 
 
 def is_cut_json(text: str) -> bool:

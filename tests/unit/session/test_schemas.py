@@ -157,6 +157,12 @@ def test_file_names_a_schema(made: Made, tmp_path: Path) -> None:
     assert value(made, "aa", grammar=grammar) == "aa"
 
 
+def test_answer_that_is_not_json_has_an_error_with_the_position(made: Made) -> None:
+    problem = r"it is not JSON: a comma or the end is missing \(line 1, character 8\)\."
+    with pytest.raises(InvalidReply, match=problem):
+        value(made, '{"x": 1', schema=Point)
+
+
 def _deep(levels: int) -> dict[str, Any]:
     schema: dict[str, Any] = {}
     for _ in range(levels):
