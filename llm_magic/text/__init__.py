@@ -40,6 +40,7 @@ _JSON_PROBLEMS = {
     "Expecting ':' delimiter": "a colon is missing",
     "Expecting property name enclosed in double quotes": "a key in double quotes is missing",
     "Unterminated string starting at": "a string is not closed",
+    "Extra data": "there is text after the value",
 }
 _OPENING, _BRACKET, _INK = re.compile(r"[\[{]"), re.compile(r"[\[\]{}]"), re.compile(r"\S")
 # An object or an array, not a bracket in a sentence.
