@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
@@ -20,7 +20,14 @@ from llm_magic.backends.remote.structures import ANSWER
 from llm_magic.backends.schema_variants import closed, compact
 from llm_magic.config.commands import option
 from llm_magic.errors import OptionError, did_you_mean
-from llm_magic.text import STRICT_JSON, counted, depth_of, parse_json, visible_line
+from llm_magic.text import (
+    STRICT_JSON,
+    counted,
+    depth_of,
+    json_problem,
+    parse_json,
+    visible_line,
+)
 from llm_magic.types import FinishReason, Reply, Structure
 
 if TYPE_CHECKING:
@@ -189,9 +196,13 @@ def _of_adapter(named: Any, name: str, by: By) -> AnswerType:
         adapter: TypeAdapter[Any] = TypeAdapter(named)
         schema = adapter.json_schema()
     except (PydanticUserError, PydanticSchemaGenerationError, NameError, TypeError) as error:
-        # The message of pydantic ends with an address.
-        reason = visible_line(str(error).partition("\n")[0])[:_LONGEST_PROBLEM]
-        raise OptionError(f"{name} has no JSON schema: {reason}") from None
+        # The message of pydantic ends with an address, after advice that does not apply to answers.
+        reason, advice = str(error).partition("\n")[0], ""
+        if isinstance(error, PydanticSchemaGenerationError):
+            reason = reason.partition(". Set `")[0]
+            advice = ". Use a pydantic model, a dataclass or a TypedDict instead."
+        reason = visible_line(reason)[:_LONGEST_PROBLEM]
+        raise OptionError(f"{name} has no JSON schema: {reason}{advice}") from None
     plain = partial(adapter.dump_python, mode="json", by_alias=True)
     parse = partial(_validated, adapter)
     return AnswerType(_json_structure(schema), name, parse, by, plain=plain)
@@ -301,7 +312,10 @@ def _labelled(named: Any) -> dict[str, Any]:
     elif isinstance(named, Iterable) and not isinstance(named, (Mapping, bytes)):
         members = named
     else:
-        raise OptionError("The labels are no text, list, Literal or Enum, as in red,green,blue.")
+        raise OptionError(
+            f"A value of type {type(named).__name__} has no labels. Use a list, an Enum, a Literal or a text"
+            " such as red,green,blue."
+        )
     from llm_magic.session.map.prompts import is_missing
 
     values: dict[str, Any] = {}
@@ -311,16 +325,24 @@ def _labelled(named: Any) -> dict[str, Any]:
                 f"A label is {member}, a missing value. Omit it, such as with .dropna()."
             )
         label = _label(member)
-        if not label or "\n" in label:
-            raise OptionError(f"{label!r} is no label.")
-        if label in values:
-            raise OptionError(f"The label {visible_line(label)} is named twice.")
+        _check_label(label, named, values)
         values[label] = label if isinstance(named, str) else member
         if len(values) > _MOST_LABELS:
             raise OptionError(
                 f"There are more than {_MOST_LABELS:,} labels, the most that are sent."
             )
     return values
+
+
+def _check_label(label: str, named: Any, others: Collection[str]) -> None:
+    if not label:
+        advice = "Put labels with spaces in quotes." if isinstance(named, str) else "Omit it."
+        raise OptionError(f"A label is empty. {advice}")
+    if "\n" in label:
+        raise OptionError(f"The label {label!r} has several lines. Use one line.")
+    if label in others:
+        advice = "Add .unique()." if hasattr(named, "unique") else "Name each label once."
+        raise OptionError(f"The label {visible_line(label)} is named twice. {advice}")
 
 
 def _label(member: Any) -> str:
@@ -426,7 +448,7 @@ def _parse_json_value(text: str) -> Any:
     except RecursionError:
         raise InvalidValue("it is nested too deeply.") from None
     except json.JSONDecodeError as error:
-        raise InvalidValue(f"it is not JSON: {error}.") from None
+        raise InvalidValue(f"it is not JSON: {json_problem(error)}.") from None
     except ValueError as error:
         # Python parses no integer of more than 4,300 digits.
         raise InvalidValue(f"it is not JSON: {str(error).partition(':')[0]}.") from None

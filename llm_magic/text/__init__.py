@@ -40,6 +40,7 @@ _JSON_PROBLEMS = {
     "Expecting ':' delimiter": "a colon is missing",
     "Expecting property name enclosed in double quotes": "a key in double quotes is missing",
     "Unterminated string starting at": "a string is not closed",
+    "Extra data": "there is text after the value",
 }
 _OPENING, _BRACKET, _INK = re.compile(r"[\[{]"), re.compile(r"[\[\]{}]"), re.compile(r"\S")
 # An object or an array, not a bracket in a sentence.
@@ -128,12 +129,16 @@ def parse_json(text: str) -> Any:
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     except json.JSONDecodeError as error:
-        problem = _JSON_PROBLEMS.get(error.msg, f"{error.msg[:1].lower()}{error.msg[1:]}")
-        where = f"line {error.lineno}, character {error.colno}"
-        raise ValueError(f"{problem.removesuffix(' at')} ({where})") from None
+        raise ValueError(json_problem(error)) from None
     if outside.search(text, stop, end):
         raise ValueError("there is more than one value, or text that may be one")
     return value
+
+
+def json_problem(error: json.JSONDecodeError) -> str:
+    """Return what is wrong in a text that is not JSON, and where."""
+    problem = _JSON_PROBLEMS.get(error.msg, f"{error.msg[:1].lower()}{error.msg[1:]}")
+    return f"{problem.removesuffix(' at')} (line {error.lineno}, character {error.colno})"
 
 
 def is_cut_json(text: str) -> bool:

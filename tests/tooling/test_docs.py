@@ -196,7 +196,7 @@ def test_python_runs_in_a_program(
         # The code uses the session of this process, whose threads would outlive the test.
         kernel_session().close()
     assert re.search(
-        "Paris|temperature=9 is out of range. It must be 0 to 2", capsys.readouterr().out
+        "Tokyo|temperature=9 is out of range. It must be 0 to 2", capsys.readouterr().out
     )
 
 

@@ -81,6 +81,8 @@ _CURLY_QUOTES = "\u201c\u201d\u201e\u2018\u2019"
 _OPERATORS = frozenset(("+", "-", "*", "/", "//", "%", "|", "&", "==", "and", "or", "if", "in"))
 # Options whose values may have spaces.
 _TEXTS = frozenset({"-s", "--system", "-c", "--chat", "--stop", "--name"})
+# Options whose values may be lists with a space after a comma.
+_LISTS = frozenset({"--schema", "--choice"})
 
 
 def with_hyphen(word: str, names: Collection[str]) -> str:
@@ -105,7 +107,8 @@ def in_quotes(magic: Magic, tokens: Sequence[str], unexpected: str) -> str:
         return (
             'Put an expression with spaces in quotes, --over "a + b", or assign it to a variable.'
         )
-    if end == start or not option or (start and option not in _TEXTS):
+    is_list = option in _LISTS and tokens[end - 1].endswith(",")
+    if end == start or not option or (start and option not in _TEXTS and not is_list):
         return ""
     last = next((i for i in range(end, len(tokens)) if tokens[i].startswith("-")), len(tokens))
     value = " ".join(tokens[start:last]).strip(_CURLY_QUOTES)

@@ -236,7 +236,7 @@ def footer(run: MapRun) -> str:
     parts = [shown_name(run.model), amount, *_counts(progress)]
     sent, generated = progress.prompt_tokens, progress.completion_tokens
     if sent is not None and generated is not None:
-        parts.append(f"{sent:,} → {generated:,} tokens")
+        parts.append(f"{sent:,} → {counted(generated)}")
     parts.append(f"{progress.seconds:.1f} s")
     if generated and progress.seconds:
         parts.append(f"{_number(generated / progress.seconds)} tokens/s")

@@ -203,7 +203,7 @@ def footer(
     parts = [shown_name(reply.model)]
     if usage.prompt_tokens is not None and usage.completion_tokens is not None:
         reused = f" ({usage.cached_tokens:,} reused)" if usage.cached_tokens else ""
-        parts.append(f"{usage.prompt_tokens:,}{reused} → {usage.completion_tokens:,} tokens")
+        parts.append(f"{usage.prompt_tokens:,}{reused} → {counted(usage.completion_tokens)}")
     if timing.first_token_s is not None:
         first_s = timing.first_token_s - timing.load_s
         load = f" and {timing.load_s:.1f} s for the load" if timing.load_s >= _SHORT_S else ""

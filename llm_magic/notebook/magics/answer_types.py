@@ -50,9 +50,10 @@ def _value(name: str, text: str, names: Mapping[str, Any]) -> Any:
     return text
 
 
-def _variable(option: str, name: str, names: Mapping[str, Any]) -> Any:
+def _variable(option: str, name: str, names: Mapping[str, Any], advice: str = "") -> Any:
     if name not in names and not hasattr(builtins, name):
-        raise OptionError(f"--{option} {name}: {name} is not defined.{did_you_mean(name, names)}")
+        near = did_you_mean(name, names)
+        raise OptionError(f"--{option} {name}: {name} is not defined.{near}{advice}")
     return names.get(name, getattr(builtins, name, None))
 
 
@@ -62,12 +63,8 @@ def _schema(text: str, names: Mapping[str, Any]) -> Any:
     if tree is None or text.endswith(".json"):
         return text
     if isinstance(tree, ast.Name):
-        if tree.id not in names and not hasattr(builtins, tree.id):
-            raise OptionError(
-                f"--schema {text}: {text} is not defined.{did_you_mean(text, names)} For one field of that"
-                f' name, write "{text} str".'
-            )
-        return _variable("schema", tree.id, names)
+        advice = f' For one field of that name, write "{tree.id} str".'
+        return _variable("schema", tree.id, names, advice)
     is_type = not isinstance(tree, (ast.Tuple, ast.Constant)) and all(
         isinstance(node, _TYPE_NODES) for node in ast.walk(tree)
     )
@@ -78,7 +75,8 @@ def _labels(text: str, names: Mapping[str, Any]) -> Any:
     """Return the labels of a list, an Enum or another expression; else the text, which lists them."""
     tree = _tree(text)
     if isinstance(tree, ast.Name):
-        return _variable("choice", tree.id, names)
+        advice = " Write labels with commas between them: --choice red,green."
+        return _variable("choice", tree.id, names, advice)
     is_list = isinstance(tree, ast.Tuple) and not text.lstrip().startswith("(")
     if tree is None or is_list or not isinstance(tree, _LIST_NODES):
         return text

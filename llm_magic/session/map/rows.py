@@ -114,6 +114,11 @@ def spread(total: int, count: int) -> list[int]:
     return [round(i * (total - 1) / (count - 1)) for i in range(count)]
 
 
+def _label_at(index: Any, position: int) -> Any:
+    """Return a label as iterating over an index yields it: what `index[position]` returns may be of NumPy."""
+    return next(iter(index[position : position + 1]))
+
+
 def _columns_of(item: Any) -> Mapping[str, Any]:
     """Return the values of an item by name, if it is a dict with names as keys."""
     return item if isinstance(item, dict) else {}
@@ -248,7 +253,7 @@ class _TableRows(Rows):
             return None
         found = self._frame[position : position + 1].iter_rows(named=True)
         row = Record(next(iter(found)))
-        return Row(self._index()[position], row, row)
+        return Row(_label_at(self._index(), position), row, row)
 
     def sample(self, count: int) -> Rows:
         return _TableRows(self._frame[spread(len(self._frame), count)])
@@ -280,7 +285,7 @@ class _SeriesRows(Rows):
         if position >= len(self._series):
             return None
         native, item = self._series.to_native(), self._series[position]
-        label = native.index[position] if family(native) == "series" else position
+        label = _label_at(native.index, position) if family(native) == "series" else position
         return Row(label, item, {self.columns[0]: item} if self.columns else {})
 
     def sample(self, count: int) -> Rows:

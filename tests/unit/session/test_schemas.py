@@ -14,6 +14,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any, Literal
 
+import pandas as pd
 import pytest
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from typing_extensions import TypedDict
@@ -56,6 +57,10 @@ class Point:
 class Movie(TypedDict):
     title: str
     year: int
+
+
+class Plain:
+    """No type of answers: pydantic has no schema for it."""
 
 
 class Level(enum.IntEnum):
@@ -127,12 +132,12 @@ def test_backend_gets_a_picklable_structure_whose_objects_are_closed(made: Made)
     assert schema["$defs"]["Address"]["additionalProperties"] is False
     assert schema["properties"]["fullName"]["description"] == "first and last name"
     named: dict[str, Any] = {"properties": {"a": {}}}
+    empty: dict[str, Any] = {"properties": {}}
     for keyword in ("allOf", "anyOf", "oneOf"):
-        composed = {keyword: [named, named], "properties": {"c": {"properties": {}}}}
-        schema = json.loads(structure(made, schema={**composed, "required": ["a"]}).source)
-        assert schema == {
-            **composed, "required": ["a"], "properties": {"c": {"properties": {}, "additionalProperties": False}},
-        }  # fmt: skip
+        composed = {keyword: [named, named], "required": ["a"], "properties": {"c": empty}}
+        schema = json.loads(structure(made, schema=composed).source)
+        closed = {"c": {**empty, "additionalProperties": False}}
+        assert schema == {**composed, "properties": closed}
     schema = json.loads(structure(made, schema={"anyOf": [named]}).source)
     assert schema == {"anyOf": [{**named, "additionalProperties": False}]}
     found = structure(made, choice=["é", 'say "x"'])
@@ -153,6 +158,12 @@ def test_file_names_a_schema(made: Made, tmp_path: Path) -> None:
     grammar = tmp_path / "g.lark"
     grammar.write_text("start: /a+/\n", "utf-8")
     assert value(made, "aa", grammar=grammar) == "aa"
+
+
+def test_answer_that_is_not_json_has_an_error_with_the_position(made: Made) -> None:
+    problem = r"it is not JSON: a comma or the end is missing \(line 1, character 8\)\."
+    with pytest.raises(InvalidReply, match=problem):
+        value(made, '{"x": 1', schema=Point)
 
 
 def _deep(levels: int) -> dict[str, Any]:
@@ -179,15 +190,26 @@ def _circular() -> dict[str, Any]:
         ({"schema": {"a": float("nan")}}, "The schema is not JSON"),
         ({"schema": Point(1, 2)}, "A value of type Point is not a type of answers."),
         ({"schema": 3}, "A value of type int is not a type of answers."),
-        ({"schema": type("Foo", (), {})}, "Foo has no JSON schema"),
+        (
+            {"schema": Plain},
+            "Use a pydantic model, a dataclass or a TypedDict instead.",
+        ),
+        (
+            {"schema": list[Plain]},
+            "Use a pydantic model, a dataclass or a TypedDict instead.",
+        ),
         ({"schema": ""}, "The schema is empty."),
         ({"schema": "name, name"}, "The field name is named twice."),
         ({"schema": "2nd str"}, "'2nd str' is no field."),
         ({"choice": ["a"]}, "A choice needs two labels or more."),
         ({"choice": range(2000)}, "more than 1,000 labels"),
-        ({"choice": ["a\nb", "c"]}, "is no label"),
+        ({"choice": ["a\nb", "c"]}, "The label 'a\\nb' has several lines."),
+        ({"choice": ["a", ""]}, "A label is empty. Omit it."),
+        ({"choice": "a, ,b"}, "A label is empty. Put labels with spaces in quotes."),
+        ({"choice": ["a", "b", "a"]}, "The label a is named twice. Name each label once."),
+        ({"choice": pd.Series(["a", "a"])}, "The label a is named twice. Add .unique()."),
         ({"choice": ["a", float("nan")]}, "A label is nan, a missing value."),
-        ({"choice": 5}, "The labels are no text, list"),
+        ({"choice": 5}, "A value of type int has no labels. Use a list, an Enum"),
         ({"regex": "(" * 1000}, "The pattern is invalid"),
         ({"regex": 5}, "The pattern is no text."),
         ({"regex": "a" * 200_000}, "at most 100,000 are sent"),

@@ -100,6 +100,8 @@ def test_unload_line_names_three_holders_and_counts_the_others() -> None:
          "tiny · 31 → 4 tokens · first after 0.16 s and 12.3 s for the load · 42 tokens/s"),
         ({"usage": Usage(31, 4, cost=0.00095)}, None,
          "tiny · 31 → 4 tokens · first after 0.12 s · 42 tokens/s · $0.00095"),
+        ({"usage": Usage(31, 1)}, None,
+         "tiny · 31 → 1 token · first after 0.12 s · 42 tokens/s"),
         ({"finish_reason": "cancelled", "usage": Usage(), "timing": Timing(None, 1.0, None)}, None,
          "tiny · stopped by you; incomplete"),
         ({"finish_reason": "truncated", "usage": Usage(31, None), "timing": Timing(None, 1, None)},

@@ -16,6 +16,7 @@ from llm_magic.session.map.rows import rows_of
 from tests.scripted import ScriptedBackend, scripted_session
 
 TEXTS = ["one", "two", "three"]
+_LEVELS = pd.MultiIndex.from_tuples([("x", 1), ("y", 2)])
 
 
 @pytest.fixture(scope="module")
@@ -179,6 +180,8 @@ def test_data_without_rows_is_an_error(data: Any, message: str) -> None:
         (iter("ab"), [0, 1]),
         (pd.Series(["a", "b"], index=[5, 7]), [5, 7]),
         (pd.DataFrame({"t": ["a", "b"]}, index=[5, 7]), [5, 7]),
+        (pd.Series(["a", "b"], index=_LEVELS), [("x", 1), ("y", 2)]),
+        (pd.DataFrame({"t": ["a", "b"]}, index=_LEVELS), [("x", 1), ("y", 2)]),
         (pl.DataFrame({"t": ["a", "b"]}), [0, 1]),
     ],
 )
@@ -187,6 +190,9 @@ def test_row_is_found_again_by_its_position(data: Any, labels: list[Any]) -> Non
     read = list(rows)
     assert [rows.at(0), rows.at(1), rows.at(2)] == [*read, None]
     assert [row.index for row in read] == labels
+    # The labels are shown: a number of NumPy would be np.int64(1) there.
+    again = [row.index for row in map(rows.at, range(2)) if row is not None]
+    assert repr(again) == repr(labels)
 
 
 def test_latest_and_first_rows_of_an_iterator_are_found_again() -> None:
