@@ -107,7 +107,7 @@ def test_conversation_follows_answer_until_reader_scrolls_up(panel: Panel) -> No
     until(lambda: not is_at_end(panel), "it cannot be scrolled up")
     panel.lab.page.wait_for_timeout(300)
     before, text = top(panel), panel.answer()
-    until(lambda: "line 59" in panel.answer() and "tokens" in panel.answer(), "it does not end")
+    until(lambda: "line 59" in panel.answer() and "token" in panel.answer(), "it does not end")
     assert panel.answer() != text
     assert top(panel) == before, "the reader was scrolled away"
     until(lambda: box.get_attribute("aria-busy") == "false", "no end is announced")
@@ -134,7 +134,7 @@ def is_on_screen(panel: Panel) -> bool:
 def test_page_scrolls_to_the_answer_until_reader_does_anything(
     panel: Panel, size: tuple[int, int]
 ) -> None:
-    page, answer = panel.lab.page, panel.at(".llm-answer").filter(has_text="tokens")
+    page, answer = panel.lab.page, panel.at(".llm-answer").filter(has_text="token")
     log = panel.at(".llm-scroll")
     run(panel, "backend.will(*long(3, 0.2)); backend.will(*long(20, 0.05))")
     page.set_viewport_size({"width": size[0], "height": size[1]})
@@ -159,7 +159,7 @@ def test_prompts_sent_at_once_are_not_glued_together(panel: Panel) -> None:
     for text in ("first", "second"):
         prompt.press_sequentially(text)
         prompt.press("Control+Enter")
-        panel.at(".llm-answer").filter(has_text=text).filter(has_text="tokens").wait_for()
+        panel.at(".llm-answer").filter(has_text=text).filter(has_text="token").wait_for()
     assert prompt.input_value() == ""
     assert requested(panel) == ["first", "second"]
 
@@ -191,14 +191,14 @@ def test_prompt_whose_request_fails_returns_to_the_box(panel: Panel) -> None:
     until(lambda: prompt.input_value() == "mine\n\nnext", "a text is lost")
     panel.ask("fine")
     # Until then the answer of before is shown.
-    panel.at(".llm-answer").filter(has_text="fine").filter(has_text="tokens").wait_for()
+    panel.at(".llm-answer").filter(has_text="fine").filter(has_text="token").wait_for()
     assert (alert.count(), prompt.input_value()) == (0, "")
 
 
 def test_variables_are_filled_in_with_notes(panel: Panel) -> None:
     panel.ask("{price:.2f} and {prize}")
     # Until then the answer of before is shown.
-    panel.at(".llm-answer").filter(has_text="12.00").filter(has_text="tokens").wait_for()
+    panel.at(".llm-answer").filter(has_text="12.00").filter(has_text="token").wait_for()
     assert requested(panel) == ["12.00 and {prize}"]
     assert 'Note: {prize} was not replaced: prize is not defined. Did you mean "price"?' in (
         panel.answer()
@@ -288,7 +288,7 @@ def test_answer_and_magic_can_be_copied(panel: Panel) -> None:
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     run(panel, "backend.will(*whole_answer('**bold**\\n\\n- x'))")
     panel.ask("two\nlines")
-    panel.at(".llm-answer").filter(has_text="bold").filter(has_text="tokens").wait_for()
+    panel.at(".llm-answer").filter(has_text="bold").filter(has_text="token").wait_for()
     panel.button("Copy answer 1").click()
     read = "() => navigator.clipboard.readText()"
     until(lambda: page.evaluate(read) == "**bold**\n\n- x", "the answer is not copied")

@@ -36,7 +36,7 @@ def turns(panel: ControlPanel) -> str:
 
 def ask(panel: ControlPanel, text: str) -> None:
     send(panel, text)
-    until(lambda: is_idle(panel) and "tokens" in answer(panel))
+    until(lambda: is_idle(panel) and "token" in answer(panel))
 
 
 def keep_conversation(panel: ControlPanel) -> None:
@@ -188,7 +188,7 @@ def test_prompt_without_model_shows_next_step() -> None:
         assert shown_error(scripted.panel) == ""
         assert "at once? default · queued until the model is loaded …" in answer(scripted.panel)
         hang.go.set()
-        until(lambda: is_idle(scripted.panel) and "tokens" in answer(scripted.panel))
+        until(lambda: is_idle(scripted.panel) and "token" in answer(scripted.panel))
         assert [r.messages[-1].content for r in scripted.backend.requests] == ["at once?"]
 
 

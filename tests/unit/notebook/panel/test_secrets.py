@@ -165,7 +165,7 @@ def test_hostile_answer_prompt_and_reasoning_are_harmless(scripted: Scripted, na
             Chunk(reasoning=text, tokens=1, time=1.0), *whole_answer(f"{text}\n\n{text}")
         )
         send(panel, f"? {text}")
-        until(lambda: is_idle(panel) and "tokens" in panel.asking.answer.value)
+        until(lambda: is_idle(panel) and "token" in panel.asking.answer.value)
     assert panel.asking.turns.value
     assert [one for html in everything(panel) for one in harm(html)] == []
     typeset = panel.asking.turns.value + panel.asking.answer.value
