@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from tests.kernels import Kernel
@@ -159,7 +161,9 @@ def test_dry_run_shows_the_schema_and_how_it_is_enforced(k: Kernel) -> None:
     assert "Answer only with JSON that fits this schema: {" in ran.text
     assert "schema  Person · enforced by constrained decoding" in ran.text
     ran = k.ok("%%llm --dry-run --choice red,green --schema-by prompt\nWho?")
-    assert "choice  choice · requested in the prompt, and checked" in ran.text
+    assert "choice  requested in the prompt, and checked" in ran.text
+    ran = k.ok("%%llm --dry-run --choice red,green\nWhat?")
+    assert re.search(r"choice  enforced by constrained decoding\n +red, green", ran.text)
     ran = k.ok("%%llm --dry-run --over ['a'] --schema Person\n{item}")
     assert "enforced by constrained decoding" in ran.text
 

@@ -539,10 +539,12 @@ def _type_rows(dry: DryRun) -> Iterator[list[str]]:
     how = "requested in the prompt, and checked" if answer_type.by == "prompt" else ""
     if dry.model is not None and answer_type.by == "backend":
         how = f"enforced by {dry.enforced_by}"
-    text = " · ".join(filter(None, [answer_type.name.removeprefix("the "), how]))
+    # The name of a type that has none of its own, such as "the schema", repeats the option.
+    name = "" if answer_type.name.startswith("the ") else answer_type.name
     source = answer_type.compact_source
-    is_described = source in dry.messages[-1].content
-    yield [answer_type.structure.option, text if is_described else f"{text}\n{source}"]
+    shown = "" if source in dry.messages[-1].content else source
+    text = "\n".join(filter(None, [" · ".join(filter(None, [name, how])), shown]))
+    yield [answer_type.structure.option, text or answer_type.name.removeprefix("the ")]
 
 
 def _share(tokens: int, context: int) -> str:
