@@ -165,12 +165,13 @@ def quality() -> tuple[float, float]:
 def _log_probabilities(model: Any, ids: Any) -> Any:
     """Return the logarithms of the probabilities after each token, of shape (tokens, vocabulary)."""
     import torch
-    from transformers import DynamicCache
 
-    cache, parts = DynamicCache(config=model.config), []
+    from llm_magic.backends.local import transformers_compat as compat
+
+    cache, parts = {compat.cache_name(model): compat.new_cache(model)}, []
     with torch.inference_mode():
         for start in range(0, ids.shape[1], _STEP):
             step = ids[:, start : start + _STEP]
-            logits = model(step, past_key_values=cache, use_cache=True).logits[0]
+            logits = model(step, **cache, use_cache=True).logits[0]
             parts.append(logits.float().log_softmax(-1))
     return torch.cat(parts)

@@ -19,6 +19,7 @@ from transformers import (
 from transformers.pytorch_utils import Conv1D
 
 from llm_magic.backends.local import cpu_linear, memory
+from llm_magic.backends.local import transformers_compat as compat
 from llm_magic.backends.local.cpu_quantized import Int4Linear, Int8Linear, QuantizedLinear
 from llm_magic.backends.local.cpu_quantizer import CpuQuantizationConfig, complete
 from llm_magic.backends.local.files.gguf import convert, embedded_file
@@ -95,11 +96,9 @@ def test_real_model_predicts_nearly_the_same(
 
 def in_pieces(model: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
     """Return the logits of a text of which few tokens are read at once, as the kernels multiply them."""
-    parts, cache = [], None
+    parts, cache = [], {compat.cache_name(model): compat.new_cache(model)}
     for start in range(0, ids.shape[1], 8):
-        read = model(ids[:, start : start + 8], past_key_values=cache, use_cache=True)
-        parts.append(read.logits)
-        cache = read.past_key_values
+        parts.append(model(ids[:, start : start + 8], **cache, use_cache=True).logits)
     return torch.cat(parts, 1)
 
 

@@ -29,10 +29,11 @@ MANY = [[SYSTEM, Message("user", f"{number}, {TEXT[:number]}")] for number in ra
 def columns_of_steps(model: BatchModel) -> Any:
     """Collect how many columns of keys the steps of several sequences have."""
     found: list[int] = []
+    cache = compat.cache_name(model.model)
 
     def before(_module: Any, _args: Any, named: dict[str, Any]) -> None:
         if len(named["input_ids"]) > 1 and named["input_ids"].shape[1] == 1:
-            found.append(named["past_key_values"].get_seq_length())
+            found.append(named[cache].get_seq_length())
 
     handle = model.model.register_forward_pre_hook(before, with_kwargs=True)
     try:
