@@ -178,10 +178,8 @@ def test_dry_run_shows_the_schema_and_how_it_is_enforced(k: Kernel) -> None:
         ("--schema will", "A value of type function is not a type of answers. Use a class"),
         ('--schema Literal["red"]', "is not defined. Run: from typing import Literal"),
         ('--schema ["red","green"]', "For one of several labels, use --choice."),
-        (
-            "--choice red",
-            " Write labels with commas between them: --choice red,green.",
-        ),
+        ("--choice red", "--choice red: red is not defined."),
+        ("--choice red", " Write labels with commas between them: --choice red,green."),
         ("--choice red,", "A label is empty."),
         ("--choice red,red", "The label red is named twice. Name each label once."),
         ("--choice schema", "A value of type dict has no labels. Use a list, an Enum"),

@@ -81,7 +81,9 @@ def reply_of(session: Session, prompt: str, structure: Structure, **options: Any
 
 
 def text_of(session: Session, prompt: str, structure: Structure, **options: Any) -> str:
-    return str(reply_of(session, prompt, structure, **options))
+    reply = reply_of(session, prompt, structure, **options)
+    assert reply.finish_reason in {"stop", "length"}
+    return str(reply)
 
 
 @pytest.fixture(scope="module")
