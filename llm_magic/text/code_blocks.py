@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from markdown_it.token import Token
 
 _MAX_STEPS, _MAX_TOKENS = 30_000, 30_000
+_TOKENS_OF_CELL = 3  # its start, text and end
 # Models indent blocks in lists by any number of spaces.
 _FENCE = re.compile(r"[ \t]*+(`{3,}+(?=[^`]*+$)|~{3,}+)(.*)")
 _LINE = re.compile(r"([^\r\n]*+)(?:\r\n?|\n|\Z)")
@@ -105,9 +106,10 @@ def spend(env: MutableMapping[str, Any], steps: int) -> None:
         raise TooMuchWork
 
 
-def count_line(state: StateBlock, _start: int, _end: int, _only_check: bool) -> bool:
+def count_line(state: StateBlock, line: int, _end: int, _only_check: bool) -> bool:
     """Count a line where a block may start; rows of a table are such lines."""
-    if len(state.tokens) > _MAX_TOKENS:
+    cells = state.src.count("|", state.bMarks[line], state.eMarks[line])
+    if len(state.tokens) + _TOKENS_OF_CELL * cells > _MAX_TOKENS:
         raise TooMuchWork
     spend(state.env, 1)
     return False
