@@ -210,10 +210,11 @@ class Output:
         outcomes = (mapped.outcome(i) for i in range(len(mapped)))
         texts = [None if one is None else mapped.plain(one) for one in outcomes]
         table = variables[self.name]
+        assert self.column is not None
         if family(table) == "pl_frame":
-            import polars as pl
+            from llm_magic.session.map.rows import polars_column
 
-            variables[self.name] = table.with_columns(pl.Series(self.column, texts))
+            variables[self.name] = table.with_columns(polars_column(self.column, texts))
         elif _is_part(data, table):
             if self.column in table:
                 table[self.column] = table[self.column].astype(object)

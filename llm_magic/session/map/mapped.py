@@ -124,7 +124,14 @@ class Mapped(Sequence[Reply | None]):
         return self._outcomes[position] if position < len(self._outcomes) else None
 
     def to_dict(self) -> dict[Any, Reply | None]:
-        """Return the answers by the labels of the rows: the keys of a dict, the index of a table."""
+        """Return the answers by the labels of the rows: the keys of a dict, the index of a table.
+
+        Raises `OptionError` if several rows have the same label.
+        """
+        if self._rows.repeats_labels:
+            raise OptionError(
+                "Several rows have the same label. Use list(mapped) or mapped.frame() for the answers."
+            )
         labels = self._rows.labels()
         return dict(zip(labels if labels is not None else range(len(self)), self, strict=True))
 
