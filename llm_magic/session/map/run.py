@@ -286,7 +286,7 @@ class MapRun:
 
         bridge: ThreadBridge[None] = ThreadBridge(keep=1)
         self._stream.attach(bridge)
-        batches = self._stream.read(bridge, pause_at_the_end, stops=self.number is None)
+        batches = self._stream.read(bridge, pause_at_the_end, stops=self._reader is None)
         while True:
             with self._ending():
                 if next(batches, None) is None:
@@ -364,7 +364,7 @@ class MapRun:
                 async for _ in batches:
                     pass
         except Interrupted as error:
-            raise type(error)(stopped_waiting([self])) from None
+            raise stopped_waiting([self], type(error)) from None
 
     def cancel(self) -> None:
         """Stop it and return at once; finished rows stay."""
@@ -492,8 +492,8 @@ class MapRun:
         except BaseException as error:
             is_interrupt = isinstance(error, (KeyboardInterrupt, Interrupted))
             kind = type(error) if isinstance(error, Interrupted) else Interrupted
-            if self.number is not None and is_interrupt:
-                raise kind(stopped_waiting([self])) from None
+            if self._reader is not None and is_interrupt:
+                raise stopped_waiting([self], kind) from None
             if isinstance(error, Exception):
                 self.error = error
             self._stream.stop()
@@ -525,9 +525,7 @@ class MapRun:
         error = kind(text)
         error.mapped = self.mapped
         if isinstance(error, interruptible_wait.Interrupted):
-            shown = interruptible_wait.Noting.stopped
-            if shown is None or (shown.reply is None and shown.mapped is None):
-                interruptible_wait.Noting.stopped = error
+            interruptible_wait.Noting.show(error)
         return error
 
     def _retry(self, positions: Sequence[int]) -> None:

@@ -363,6 +363,21 @@ async def _awaited(run: MapRun) -> Mapped:
     return await run
 
 
+def test_interrupt_of_a_retry_ends_it_also_for_a_job(scripted: Pair) -> None:
+    session, backend = scripted
+    backend.will(GenerationFailed("It broke."))
+    run = session.start_map("{item}", ["a", "b"], workers=1)
+    session.jobs.add(run)
+    mapped = run.start_in_background().result()
+    assert list(mapped) == [None, "b"]
+    hang = Hang()
+    backend.will(hang)
+    stop_when(hang.reached)
+    with pytest.raises(Interrupted, match="Stopped after"):
+        mapped.retry()
+    assert (run.done, run.state, mapped.pending) == (True, "stopped", [0])
+
+
 def test_unload_waits_for_a_map(scripted: Pair) -> None:
     session, backend = scripted
     hang = Hang()
