@@ -218,7 +218,11 @@ class Output:
         elif _is_part(data, table):
             if self.column in table:
                 table[self.column] = table[self.column].astype(object)
-            table.loc[data.index, self.column] = texts  # type: ignore[attr-defined]
+            import pandas as pd
+
+            # As a column: the items of a list of lists would be those of several columns.
+            index = data.index  # type: ignore[attr-defined]
+            table.loc[index, self.column] = pd.Series(texts, index=index)
         else:
             table[self.column] = texts
         return f"{self.name}: the column {self.column}, in {_rows(mapped)}"
