@@ -425,7 +425,7 @@ class MapRun:
     def _read_rows(self) -> None:
         """Read rows while there is space, for a short time; each is passed on at once.
 
-        Those of a job are read on its own thread only, whoever waits for it.
+        Those of a job are read on its own thread only, also while others wait for it.
         """
         if self._reader not in {None, threading.current_thread()}:
             return

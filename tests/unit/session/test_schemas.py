@@ -315,6 +315,18 @@ def test_map_has_plain_columns_and_values(made: Made) -> None:
         session.map("{item}?", ["c"], schema=Person, on_error="stop")
 
 
+def test_columns_of_a_map_replace_none_of_the_data(made: Made) -> None:
+    session, backend = made
+    data = pd.DataFrame({"t": ["a"], "n": [5], "n_answer": [6], "tokens": [7]})
+    backend.will(*whole_answer('{"n": 1, "error": 2, "tokens": 3}'))
+    mapped = session.map("{t}?", data, schema="n int, error int, tokens int")
+    assert mapped.frame(None, "error").to_dict("records") == [{
+        "t": "a", "n": 5, "n_answer": 6, "tokens": 7, "n_answer_2": 1, "error": 2, "tokens_answer": 3,
+        "error_answer": None,
+    }]  # fmt: skip
+    assert mapped.answer_columns() == ("n_answer_2", "error", "tokens_answer")
+
+
 def _without_maximum(schema: dict[str, Any]) -> None:
     schema.pop("maximum", None)
 
