@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 
 from tests.browser.lab import Lab
@@ -9,6 +11,7 @@ from tests.browser.panel import SCRIPTED
 from tests.until import until
 
 pytestmark = pytest.mark.browser
+_LIST = ".jp-Completer:not(.lm-mod-hidden)"
 _CELLS = "window.jupyterapp.shell.currentWidget.content.widgets"
 
 
@@ -24,13 +27,17 @@ def type_and_tab(lab: Lab, index: int, text: str) -> None:
     lab.page.keyboard.press("Control+End")
     lab.page.keyboard.type(text, delay=30)
     lab.page.wait_for_timeout(300)
-    lab.page.keyboard.press("Tab")
+    # JupyterLab waits for a slow kernel a second only.
+    for _ in range(10):
+        lab.page.keyboard.press("Tab")
+        with contextlib.suppress(AssertionError):
+            return until(lab.page.locator(_LIST).is_visible, within=3)
+    raise AssertionError("there is no list")
 
 
 def choose(lab: Lab, item: str) -> None:
     """Take an item of the list that Tab opened."""
-    box = lab.page.locator(".jp-Completer:not(.lm-mod-hidden)")
-    box.locator(".jp-Completer-item").filter(has_text=item).first.click()
+    lab.page.locator(f"{_LIST} .jp-Completer-item").filter(has_text=item).first.click()
 
 
 def test_line_is_correct_after_a_completion(lab: Lab) -> None:

@@ -40,12 +40,12 @@ def test_map_shows_one_line_that_is_gone_at_the_end(k: Kernel, call: str) -> Non
     k.wait_for_output(cell, "tiny · ")
     assert "<progress" in k.state(cell).html
     ran = k.wait(cell)
-    shown = lines(ran, "of 9 rows")
-    assert re.fullmatch(
+    # On a slow machine, the last line may be that of the end.
+    running = re.compile(
         r"tiny · \d of 9 rows · 1 being written · [\d.]+ rows/s · \d+ tokens · [\d.]+ tokens/s · \d s"
-        r" · (at most )?\d+ s left",
-        shown[-1],
+        r" · (at most )?\d+ s left"
     )
+    assert any(map(running.fullmatch, lines(ran, "of 9 rows")[-2:]))
     assert 2 <= ran.updates <= 4 * ran.seconds + 2
     assert left(ran) == [""]
     assert ran.text == "after\n"

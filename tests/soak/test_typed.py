@@ -6,12 +6,15 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from tests.local_models import local_session
 from tests.soak import schemas, typed
 
 _SCHEMAS = 12
 
 
+@pytest.mark.timeout(1200)  # its answers take minutes on a machine where others work, too
 def test_answers_to_random_schemas_are_valid(
     model_cache: Path, record_property: Callable[[str, object], None]
 ) -> None:
