@@ -159,6 +159,13 @@ class Noting:
         self._handler(number, frame)
 
     @classmethod
+    def show(cls, error: Interrupted) -> None:
+        """Let a cell that ■ ends show an error, unless there is one with an answer."""
+        shown = cls.stopped
+        if shown is None or (shown.reply is None and shown.mapped is None):
+            cls.stopped = error
+
+    @classmethod
     def reset(cls) -> None:
         """Start anew, for the next cell."""
         cls.noted, cls.stopped = False, None

@@ -6,7 +6,8 @@ import threading
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
-from llm_magic.errors import JobNotFound
+from llm_magic.errors import Interrupted, JobNotFound
+from llm_magic.session import interruptible_wait
 from llm_magic.text import counted
 
 if TYPE_CHECKING:
@@ -59,9 +60,12 @@ def to_python(count: int) -> str:
     return f"{counted(count, 'answer')} to Python code" if count else ""
 
 
-def stopped_waiting(jobs: Iterable[Job]) -> str:
-    """Return the message of an interrupt that ends a wait for jobs."""
-    return f"{'; '.join(filter(None, ('Stopped waiting', continuing(jobs))))}."
+def stopped_waiting(jobs: Iterable[Job], kind: type[Interrupted] = Interrupted) -> Interrupted:
+    """Return the error of an interrupt that ends a wait for jobs."""
+    error = kind(f"{'; '.join(filter(None, ('Stopped waiting', continuing(jobs))))}.")
+    if isinstance(error, interruptible_wait.Interrupted):
+        interruptible_wait.Noting.show(error)
+    return error
 
 
 class Jobs:

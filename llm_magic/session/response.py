@@ -662,7 +662,7 @@ class Response:
             if self.number is not None:
                 if not is_interrupt:
                     raise
-                raise kind(stopped_waiting([self])) from None
+                raise stopped_waiting([self], kind) from None
             try:
                 self._stream.stop()
             finally:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, get_args, get_origin
 
 from llm_magic.backends.remote.structures import ANSWER
-from llm_magic.backends.schema_variants import closed, compact
+from llm_magic.backends.schema_variants import closed, compact, is_object, mapped
 from llm_magic.config.commands import option
 from llm_magic.errors import OptionError, did_you_mean
 from llm_magic.text import (
@@ -51,6 +51,11 @@ _TYPES: Mapping[str, Any] = {
     "list[str]": list[str], "list[int]": list[int], "list[float]": list[float], "list[bool]": list[bool],
     "string": str, "integer": int, "number": float, "boolean": bool,
 }  # fmt: skip
+# The formats of texts that backends enforce.
+_FORMATS = frozenset({
+    "date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri",
+})  # fmt: skip
+_QUOTES = " \t\n\"'`*"
 _SHORT_TYPES = "str, int, float, bool, list or list[int]"
 
 
@@ -124,7 +129,8 @@ class AnswerType:
         # The start of a number, of a label or of a match can be one, too.
         if is_whole or (kind == "json_schema" and found[-1:] in {"}", "]", '"', "`"}):
             try:
-                return self.parse(_extracted(found, kind) if self.by == "prompt" else found), None
+                is_extracted = self.by == "prompt" and kind == "json_schema"
+                return self.parse(_extracted(found) if is_extracted else found), None
             except InvalidValue as error:
                 if is_whole:
                     return None, error
@@ -172,7 +178,7 @@ def _of_schema(named: Any, by: By) -> AnswerType:
     if isinstance(named, str):
         return _of_adapter(_short_form(named), "the schema", by)
     if isinstance(named, Mapping):
-        parse = _parse_json_value
+        parse = partial(_unwrapped, is_wrapped=_may_be_wrapped(named))
         return AnswerType(_json_structure(named), "the schema", parse, by, is_checked=False)
     name = getattr(named, "__name__", "") if isinstance(named, type) and not get_args(named) else ""
     shown = visible_line(str(named).replace("__main__.", ""))[:_LONGEST_NAME]
@@ -194,7 +200,7 @@ def _of_adapter(named: Any, name: str, by: By) -> AnswerType:
         )
     try:
         adapter: TypeAdapter[Any] = TypeAdapter(named)
-        schema = adapter.json_schema()
+        schema = mapped(_schema_of(adapter), _without_checks)
     except (PydanticUserError, PydanticSchemaGenerationError, NameError, TypeError) as error:
         # The message of pydantic ends with an address, after advice that does not apply to answers.
         reason, advice = str(error).partition("\n")[0], ""
@@ -204,8 +210,30 @@ def _of_adapter(named: Any, name: str, by: By) -> AnswerType:
         reason = visible_line(reason)[:_LONGEST_PROBLEM]
         raise OptionError(f"{name} has no JSON schema: {reason}{advice}") from None
     plain = partial(adapter.dump_python, mode="json", by_alias=True)
-    parse = partial(_validated, adapter)
+    parse = partial(_validated, adapter, is_wrapped=_may_be_wrapped(schema))
     return AnswerType(_json_structure(schema), name, parse, by, plain=plain)
+
+
+def _schema_of(adapter: TypeAdapter[Any]) -> dict[str, Any]:
+    """Return the JSON schema of a type of pydantic, in which a decimal number is a number only."""
+    from pydantic.json_schema import GenerateJsonSchema
+
+    class Generate(GenerateJsonSchema):
+        def decimal_schema(self, schema: Any) -> dict[str, Any]:
+            """Return the schema without the texts that pydantic accepts, too: a model may write any text."""
+            found: dict[str, Any] = super().decimal_schema(schema)
+            number: dict[str, Any] = next(iter(found.get("anyOf", ())), found)
+            return number
+
+    return adapter.json_schema(schema_generator=Generate)
+
+
+def _without_checks(schema: dict[str, Any]) -> dict[str, Any]:
+    """Return a schema without what backends do not enforce, but pydantic checks."""
+    found = {name: value for name, value in schema.items() if name not in {"uniqueItems", "format"}}
+    # Pydantic also has uuid4.
+    form = re.sub(r"^uuid\d$", "uuid", str(schema.get("format")))
+    return found | ({"format": form} if form in _FORMATS else {})
 
 
 def _json_structure(schema: Mapping[str, Any]) -> Structure:
@@ -361,7 +389,7 @@ def _of_regex(named: Any, by: By) -> AnswerType:
         raise OptionError(f"The pattern is invalid: {visible_line(str(error))}.") from None
     _check_length(pattern, "regex")
     return AnswerType(
-        Structure("regex", pattern), "the pattern", partial(_parse_match, compiled), by
+        Structure("regex", pattern), "the pattern", partial(_parse_match, compiled, by), by
     )
 
 
@@ -400,35 +428,43 @@ def _check_length(text: str, name: str) -> None:
 # -- values -----------------------------------------------------------------------------------
 
 
-def _extracted(text: str, kind: str) -> str:
-    """Return the part of an answer without a constraint that is its value."""
-    if kind == "json_schema":
-        try:
-            # Pydantic reads some types from JSON alone.
-            return json.dumps(parse_json(text))
-        except ValueError as error:
-            raise InvalidValue(f"it is not JSON: {str(error).rstrip('.')}.") from None
-    # Models put a match in quotes, and a label in a sentence of one word.
-    return text.strip(" \t\n\"'`*" + "." * (kind == "choice"))
+def _extracted(text: str) -> str:
+    """Return the JSON in an answer without a constraint."""
+    try:
+        # Pydantic reads some types from JSON alone.
+        return json.dumps(parse_json(text))
+    except ValueError as error:
+        raise InvalidValue(f"it is not JSON: {str(error).rstrip('.')}.") from None
 
 
-def _validated(adapter: TypeAdapter[Any], text: str) -> Any:
+def _may_be_wrapped(schema: Mapping[str, Any]) -> bool:
+    """Return whether a server that requires an object gets an object around the values of a schema."""
+    properties = _resolved(schema).get("properties")
+    return not is_object(schema) and not (isinstance(properties, Mapping) and ANSWER in properties)
+
+
+def _unwrapped(text: str, *, is_wrapped: bool) -> Any:
+    """Return the value of a JSON text, without the object around it."""
+    plain = _parse_json_value(text)
+    is_object_around = isinstance(plain, dict) and plain.keys() == {ANSWER}
+    return plain[ANSWER] if is_wrapped and is_object_around else plain
+
+
+def _validated(adapter: TypeAdapter[Any], text: str, *, is_wrapped: bool) -> Any:
     """Return the value of a JSON text, checked by pydantic."""
     from pydantic import ValidationError
 
-    plain = _parse_json_value(text)
-    is_wrapped = isinstance(plain, dict) and plain.keys() == {ANSWER}
-    try:
-        return adapter.validate_json(text)
-    except ValidationError as error:
-        problem = _first_problem(error)
-    except Exception as error:  # noqa: BLE001 - validators are code of the user
-        raise InvalidValue(f"{type(error).__name__}: {error}") from None
-    if is_wrapped:
+    plain, texts, problem = _parse_json_value(text), [text], ""
+    if isinstance(plain, dict) and plain.keys() == {ANSWER}:
+        # Some types, such as Any, accept the object, too.
+        texts.insert(0 if is_wrapped else 1, json.dumps(plain[ANSWER]))
+    for each in texts:
         try:
-            return adapter.validate_json(json.dumps(plain[ANSWER]))
+            return adapter.validate_json(each)
         except ValidationError as error:
-            problem = _first_problem(error)
+            problem = problem or _first_problem(error)
+        except Exception as error:  # noqa: BLE001 - validators are code of the user
+            raise InvalidValue(f"{type(error).__name__}: {error}") from None
     raise InvalidValue(problem)
 
 
@@ -458,9 +494,10 @@ def _parse_choice(values: Mapping[str, Any], by: By, text: str) -> Any:
     """Return the value of a label: as it is, as a JSON text, or in an object around it."""
     if text in values:
         return values[text]
-    folded = {label.casefold(): value for label, value in values.items()}
-    if by == "prompt" and len(folded) == len(values) and text.casefold() in folded:
-        return folded[text.casefold()]
+    # Models put a label in a sentence of one word.
+    folded = {_bare(label): value for label, value in values.items()}
+    if by == "prompt" and len(folded) == len(values) and _bare(text) in folded:
+        return folded[_bare(text)]
     try:
         found = STRICT_JSON.decode(text)
     except (ValueError, RecursionError):
@@ -473,10 +510,16 @@ def _parse_choice(values: Mapping[str, Any], by: By, text: str) -> Any:
     raise InvalidValue(f"{text[:40]!r} is none of {labels}.")
 
 
-def _parse_match(pattern: re.Pattern[str], text: str) -> str:
-    if pattern.fullmatch(text) is None:
-        raise InvalidValue(f"{text[:40]!r} does not match {pattern.pattern}.")
-    return text
+def _bare(label: str) -> str:
+    return label.strip(f"{_QUOTES}.").casefold()
+
+
+def _parse_match(pattern: re.Pattern[str], by: By, text: str) -> str:
+    # Models put a match in quotes.
+    for found in (text, text.strip(_QUOTES)) if by == "prompt" else (text,):
+        if pattern.fullmatch(found) is not None:
+            return found
+    raise InvalidValue(f"{text[:40]!r} does not match {pattern.pattern}.")
 
 
 def _resolved(schema: Mapping[str, Any]) -> Mapping[str, Any]:

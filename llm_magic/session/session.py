@@ -860,7 +860,7 @@ class Session:
                     if on_wait is not None:
                         on_wait()
         except KeyboardInterrupt:
-            raise Interrupted(stopped_waiting(waited_for)) from None
+            raise stopped_waiting(waited_for) from None
 
     def interrupt(self) -> None:
         """Stop what cells are waiting for, as ■ does, and what panels asked; from any thread.

@@ -142,6 +142,7 @@ def test_interrupt_of_waiting_for_job_is_one_line(k: Kernel, fast: FaultServer, 
     k.interrupt()
     ran = k.wait(cell)
     assert (ran.ename, len(ran.traceback)) == ("Interrupted", 1)
+    assert ran.error == f"Stopped waiting; job {k.value('job.number')} continues."
     assert k.value("job.done") is False, "only the waiting ends"
     k.ok("%llm_stop")
 

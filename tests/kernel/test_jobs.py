@@ -327,6 +327,23 @@ def test_answers_of_threads_are_shown_awaited_and_stopped(k: Kernel) -> None:
     assert k.value("(thread.join(), llm.last.text)") == (None, "one")
 
 
+def test_map_of_a_task_and_one_that_is_half_read_are_shown_and_stopped(k: Kernel) -> None:
+    k.ok(
+        "import asyncio\n"
+        "hang = Hang(); backend.will('one', hang)\n"
+        "task = asyncio.create_task(llm.amap('{item}', ['a', 'b'], workers=1))\n"
+        "while not hang.reached.is_set(): await asyncio.sleep(0.01)"
+    )
+    assert re.search(r"a map +tiny · 0 of 2 rows", k.ok("%llm_status").text)
+    assert k.ok("%llm_stop").text == "Stopped a map (tiny) after 0 of 2 rows."
+    k.ok("import contextlib\nwith contextlib.suppress(BaseException): await task")
+    assert k.value("(task.done(), llm.last_mapped.pending)") == (True, [0, 1])
+    k.ok("answers = llm.imap('{item}', range(1_000))\nnext(answers)")
+    assert re.fullmatch(r"Stopped a map \(tiny\) after \d+ of 1,000 rows\.", k.ok("%llm_stop").text)
+    assert k.ok("%llm_stop").text == "No job is running."
+    assert "GenerationStopped" in k.run("list(answers)").ename
+
+
 def test_stop_ends_what_an_executor_has_queued(k: Kernel) -> None:
     k.ok(
         "from concurrent.futures import ThreadPoolExecutor\n"

@@ -75,6 +75,23 @@ def test_interrupt_ends_a_map_within_a_second_and_keeps_its_answers(scripted: Ke
     assert "Stopped after 1 row. " in ran.text
 
 
+def test_interrupt_of_waiting_for_a_background_map_leaves_it(scripted: Kernel) -> None:
+    k = scripted
+    k.ok("from tests.scripted import Hang\nhang = Hang(); backend.will('one', hang)")
+    k.ok("%%llm --bg --over ['a', 'b'] -o job --workers 1\nSay {item}")
+    for wait in ("await job", "job.result()"):
+        cell = k.send(f"print('here')\n{wait}")
+        k.wait_for_output(cell, "here")
+        k.interrupt()
+        ran = k.wait(cell)
+        assert ran.error == f"Stopped waiting; job {k.value('job.number')} continues."
+    k.ok("import asyncio")
+    assert k.run("await asyncio.wait_for(job, 0.2)").ename == "TimeoutError"
+    assert k.value("job.state") == "running"
+    k.ok("hang.go.set()")
+    assert k.value("[one.text for one in await job]") == ["one", "Say b"]
+
+
 def test_workers_of_an_executor_answer_and_outlive_an_interrupt(
     scripted: Kernel, tmp_path: Path
 ) -> None:

@@ -184,6 +184,27 @@ def test_column_is_set_in_the_rows_of_the_data_or_not_at_all(k: Kernel) -> None:
     assert k.value("pol['x'].to_list()") == ["b", "c", "a"]
 
 
+def test_lists_are_set_in_the_rows_of_the_data(k: Kernel) -> None:
+    k.ok("import polars as pl\nfrom tests.scripted import whole_answer")
+    k.ok("tagged = pd.DataFrame({'t': list('abcd')})\npol = pl.DataFrame({'t': ['a', 'b']})")
+
+    def set_column(data: str, output: str, answers: str) -> None:
+        k.ok(f"for answer in {answers}.split(): backend.will(*whole_answer(answer))")
+        k.ok(f"%%llm --over {data} --schema list[float|int] --workers 1 -o {output}\n{{t}}?")
+
+    for data, answers, expected in (
+        ("tagged.iloc[[2,0]]", "[4] [1]", ["[1]", "", "[4]", ""]),
+        # The column exists now.
+        ("tagged[1:3]", "[2,3] [5,6]", ["[1]", "[2, 3]", "[5, 6]", ""]),
+        ("tagged[2:]", "[7] [8]", ["[1]", "[2, 3]", "[7]", "[8]"]),
+        ("tagged[3:]", "[9,0]", ["[1]", "[2, 3]", "[7]", "[9, 0]"]),
+    ):
+        set_column(data, 'tagged["x"]', repr(answers))
+        assert k.value("tagged.x.fillna('').map(str).tolist()") == expected
+    set_column("pol", 'pol["x"]', "'[1] [2.5]'")
+    assert k.value("pol['x'].to_list()") == [[1.0], [2.5]]
+
+
 def test_wrong_cell_sends_nothing(k: Kernel) -> None:
     k.ok("towns = ['Rome', 'Oslo']\nsized = pd.DataFrame({'pop': [1, 3]})")
     before = len(sent(k))

@@ -63,6 +63,7 @@ def k(scripted: Kernel) -> Kernel:
         ('--choice ["a, b", "c"]', "a, b", "'a, b'"),
         ("--choice labels", "green", "'green'"),
         ("--choice labels[:2]", "green", "'green'"),
+        ("--choice [label.upper() for label in labels]", "GREEN", "'GREEN'"),
         ("--choice {labels}", "green", "'green'"),
         ("--choice Color", "green", "<Color.GREEN: 'green'>"),
         (r"--regex \d{2}-[a-z]{1,3}", "12-ab", "'12-ab'"),

@@ -361,8 +361,12 @@ class _LineParser(argparse.ArgumentParser):
             self._raise_unexpected(unknown.split(" ")[0])
         names = prefix.removeprefix("argument ").split("/")
         found = next(one for one in arguments(self.magic.name) if one.names[-1] == names[-1])
+        following = zip(self._tokens, self._tokens[1:], strict=False)
+        value = next((word for option, word in following if option in found.names), "")
+        is_value = value.startswith("-") and value.partition("=")[0] not in self.names
+        advice = f'Put it in quotes: {names[0]} "{value}".' if is_value else f"See {self.prog} -h"
         raise OptionError(
-            f"{self.prog}: {names[0]} needs a value: {names[0]} {found.metavar}. See {self.prog} -h"
+            f"{self.prog}: {names[0]} needs a value: {names[0]} {found.metavar}. {advice}"
         )
 
     def _raise_unexpected(self, word: str) -> NoReturn:

@@ -419,7 +419,7 @@ def unloaded_line(unloaded: Unloaded, jobs: Sequence[Job] = ()) -> str:
     return text
 
 
-def status_table(status: Status, answering: Sequence[Response] = ()) -> Table:
+def status_table(status: Status, answering: Sequence[Job] = ()) -> Table:
     """Return ``%llm_status``; `answering` are the jobs and other answers that are being generated."""
     rows = [["status", status.status]]
     if (progress := status.progress) is not None:

@@ -20,7 +20,7 @@ _TYPE_NODES = (
     ast.Name, ast.Attribute, ast.Subscript, ast.BinOp, ast.BitOr, ast.Constant, ast.Tuple, ast.List, ast.Load,
 )  # fmt: skip
 # What makes a list of labels, besides a name.
-_LIST_NODES = (ast.Attribute, ast.Subscript, ast.Call, ast.List, ast.Tuple)
+_LIST_NODES = (ast.Attribute, ast.Subscript, ast.Call, ast.List, ast.Tuple, ast.ListComp)
 
 
 def named_types(

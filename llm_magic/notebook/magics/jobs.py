@@ -64,7 +64,8 @@ class JobMagics(SessionMagics):
         session, deadline = self.session, time.monotonic() + _STOP_S
         jobs = named or list(session.jobs.running)
         # Those that are no jobs: what a cell, a thread or a task waits for.
-        answers = () if named else session.answering
+        maps = session.mapping
+        answers: tuple[Job, ...] = () if named else (*session.answering, *maps)
         others = [one for one in answers if one.number is None and one.is_generating]
         running, loading = [*others, *(job for job in jobs if not job.done)], session.loading
         if not named:
@@ -78,7 +79,11 @@ class JobMagics(SessionMagics):
         for job in jobs:
             if job.done and job.view is not None:
                 job.view.update()
-        lines += [f"Stopped {to_python(len(others))}."] if others else []
+        count = sum(one not in maps for one in others)
+        lines += [f"Stopped {to_python(count)}."] if count else []
+        lines += [
+            f"Stopped a map ({one.model}) after {one.amount}." for one in others if one in maps
+        ]
         return lines + [_stop_line(job, was_running=job in running) for job in jobs]
 
     def _stop_load(self, loading: str | None, deadline: float) -> list[str]:

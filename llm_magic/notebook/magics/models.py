@@ -12,6 +12,7 @@ from llm_magic.notebook.magics.base import SessionMagics, line_magic
 if TYPE_CHECKING:
     from llm_magic.notebook.arguments.parser import Parsed
     from llm_magic.notebook.display.tables import Table
+    from llm_magic.session.jobs import Job
 
 
 @magics_class
@@ -111,7 +112,8 @@ class ModelMagics(SessionMagics):
         from llm_magic.notebook.display import messages
 
         self.parse("llm_status", line, fill=False)
-        return messages.status_table(self.session.status(), self.session.answering)
+        answering: tuple[Job, ...] = (*self.session.answering, *self.session.mapping)
+        return messages.status_table(self.session.status(), answering)
 
     @line_magic
     def llm_usage(self, line: str) -> Table:

@@ -210,14 +210,19 @@ class Output:
         outcomes = (mapped.outcome(i) for i in range(len(mapped)))
         texts = [None if one is None else mapped.plain(one) for one in outcomes]
         table = variables[self.name]
+        assert self.column is not None
         if family(table) == "pl_frame":
-            import polars as pl
+            from llm_magic.session.map.rows import polars_column
 
-            variables[self.name] = table.with_columns(pl.Series(self.column, texts))
+            variables[self.name] = table.with_columns(polars_column(self.column, texts))
         elif _is_part(data, table):
             if self.column in table:
                 table[self.column] = table[self.column].astype(object)
-            table.loc[data.index, self.column] = texts  # type: ignore[attr-defined]
+            import pandas as pd
+
+            # As a column: the items of a list of lists would be those of several columns.
+            index = data.index  # type: ignore[attr-defined]
+            table.loc[index, self.column] = pd.Series(texts, index=index)
         else:
             table[self.column] = texts
         return f"{self.name}: the column {self.column}, in {_rows(mapped)}"

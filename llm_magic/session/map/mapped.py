@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, overload
 
@@ -124,7 +124,14 @@ class Mapped(Sequence[Reply | None]):
         return self._outcomes[position] if position < len(self._outcomes) else None
 
     def to_dict(self) -> dict[Any, Reply | None]:
-        """Return the answers by the labels of the rows: the keys of a dict, the index of a table."""
+        """Return the answers by the labels of the rows: the keys of a dict, the index of a table.
+
+        Raises `OptionError` if several rows have the same label.
+        """
+        if self._rows.repeats_labels:
+            raise OptionError(
+                "Several rows have the same label. Use list(mapped) or mapped.frame() for the answers."
+            )
         labels = self._rows.labels()
         return dict(zip(labels if labels is not None else range(len(self)), self, strict=True))
 
@@ -161,7 +168,8 @@ class Mapped(Sequence[Reply | None]):
         outcomes = [self.outcome(i) for i in range(len(self))]
         columns = self._answers(column, outcomes)
         for name in more:
-            columns[name] = [None if one is None else _MORE[name](one) for one in outcomes]
+            free = self._free(name, columns, column) if name in columns else name
+            columns[free] = [None if one is None else _MORE[name](one) for one in outcomes]
         if self._rows.is_table:
             return self._rows.with_columns(columns)
         try:
@@ -194,10 +202,17 @@ class Mapped(Sequence[Reply | None]):
         """Return the columns with the answers that `frame` adds: one, or one for each field."""
         if not self._fields:
             return (column or self.answer_column,)
-        taken = set(self._rows.columns) if self._rows.is_table else set()
-        return tuple(
-            f"{name}_{column or 'answer'}" if name in taken else name for name in self._fields
-        )
+        names: dict[str, None] = {}
+        for name in self._fields:
+            names[self._free(name, names, column)] = None
+        return tuple(names)
+
+    def _free(self, name: str, others: Container[str], column: str | None) -> str:
+        """Return the name of a column that neither the data nor the `others` have."""
+        taken = self._rows.columns if self._rows.is_table else ()
+        longer = f"{name}_{column or 'answer'}"
+        names = itertools.chain([name, longer], (f"{longer}_{n}" for n in itertools.count(2)))
+        return next(name for name in names if name not in taken and name not in others)
 
     def plain(self, outcome: Outcome) -> Any:
         """Return an answer for a table: its text, or its value in the types of JSON; None without one."""

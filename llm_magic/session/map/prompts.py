@@ -7,15 +7,16 @@ import contextlib
 import copy
 import dataclasses
 import itertools
-import math
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from decimal import Decimal
 from keyword import iskeyword
 from typing import TYPE_CHECKING, Any
 
 from llm_magic.errors import OptionError, PromptError
 from llm_magic.prompts.template import MAX_PROMPT, Compiled, Reference, compile_template
 from llm_magic.prompts.trusted_types import family
+from llm_magic.prompts.values_as_text import is_entry
 
 if TYPE_CHECKING:
     from llm_magic.session.map.rows import Row, Rows
@@ -26,6 +27,8 @@ ITEM, INDEX = "item", "index"
 _PLAIN = frozenset({int, float, bool})
 # In the name of a column, what ends a reference or a quotation.
 _ODD = re.compile(r"[{}\"'\\\n]")
+# The conversion and the format spec behind a name.
+_FORMAT = r"((?:![rsa])?(?::(?! )[^{}\"'\\\n]{1,100})?)"
 # The text of a missing value, as in ``nan%``.
 _NO_VALUE = re.compile(r"\W*(?:nan|none|nat|na)\W*", re.IGNORECASE)
 # The most elements of a row of an array that are inserted as a list.
@@ -44,9 +47,14 @@ def is_missing(value: object) -> bool:
         return not value or value.isspace()
     if value is None:
         return True
-    if isinstance(value, float):
-        return math.isnan(value)
-    return family(value) == "missing" or (isinstance(value, str) and not value.strip())
+    if isinstance(value, str):
+        return not value.strip()
+    if isinstance(value, Decimal):
+        return value.is_nan()
+    if isinstance(value, (float, complex)) or (kind := family(value)) == "scalar":
+        # Also of NumPy's numbers and dates, of which only float64 is a float.
+        return bool(value != value)
+    return kind == "missing"
 
 
 class FirstRows:
@@ -273,9 +281,18 @@ def _readable(
     is_record = isinstance(row.item, Mapping)
     codes = {name: f"{item}[{name!r}]" if is_record else item for name in names}
     any_name = "|".join(re.escape(name) for name in sorted(names, key=len, reverse=True))
-    found = re.compile(rf"(?<!\{{)\{{({any_name})\}}(?!\}})")
-    replaced = found.sub(lambda match: f"{{{codes[match[1]]}}}", template)
-    return replaced, {code: name for name, code in codes.items()} if is_record else {}
+    found = re.compile(rf"(?<!\{{)\{{({any_name}){_FORMAT}\}}(?!\}})")
+    written: dict[str, str] = {}
+
+    def replaced(match: re.Match[str]) -> str:
+        name, form = match[1], match[2]
+        if is_entry(form.partition(":")[2]):
+            return match[0]
+        written[f"{codes[name]}{form}"] = f"{name}{form}"
+        return f"{{{codes[name]}{form}}}"
+
+    template = found.sub(replaced, template)
+    return template, written if is_record else {}
 
 
 def _unused(name: str, template: str) -> str:

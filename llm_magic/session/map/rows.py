@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
@@ -95,9 +96,10 @@ def rows_of(data: Any) -> Rows:
     names = getattr(data, "column_names", None)
     if names is not None and hasattr(data, "__iter__") and not callable(names):
         return _DatasetRows(data, tuple(names))
-    if isinstance(data, Sequence) or family(data) == "array":
+    has_rows = getattr(data, "ndim", 1) != 0
+    if isinstance(data, Sequence) or (family(data) == "array" and has_rows):
         return _ListRows(data)
-    if isinstance(data, Iterable):
+    if isinstance(data, Iterable) and has_rows:
         return _IteratorRows(data)
     raise OptionError(
         f"Data of type {type(data).__name__} has no rows. Use a list, a dict, an iterator, a Series, a"
@@ -248,6 +250,9 @@ class _TableRows(Rows):
         native = self._frame.to_native()
         return native.index if family(native) == "frame" else range(len(self._frame))
 
+    def labels(self) -> Sequence[Any] | None:
+        return _labels_of(self._frame.to_native())
+
     def at(self, position: int) -> Row | None:
         if position >= len(self._frame):
             return None
@@ -280,6 +285,9 @@ class _SeriesRows(Rows):
         # As a list: an iterator over a Series converts each value for itself.
         for label, item in zip(index, self._series.to_list(), strict=True):
             yield Row(label, item, {self.columns[0]: item} if self.columns else {})
+
+    def labels(self) -> Sequence[Any] | None:
+        return _labels_of(self._series.to_native())
 
     def at(self, position: int) -> Row | None:
         if position >= len(self._series):
@@ -360,11 +368,22 @@ def _repeats_labels(data: Any) -> bool:
     return family(data) in {"frame", "series"} and not data.index.is_unique
 
 
+def _labels_of(data: Any) -> Sequence[Any] | None:
+    """Return the index of a table or a column of pandas; None for those of other libraries."""
+    return tuple(data.index) if family(data) in {"frame", "series"} else None
+
+
 def with_columns(frame: nw.DataFrame[Any], columns: Mapping[str, list[Any]]) -> Any:
     """Return a new table of the same library, with more columns; index and order are kept."""
     native = frame.to_native()
     if family(native) == "frame":
-        return native.assign(**columns)
+        # Not by `assign`: a column may be called self.
+        native = native.copy()
+        for name, values in columns.items():
+            native[name] = values
+        return native
+    if family(native) == "pl_frame":
+        return native.with_columns(*itertools.starmap(polars_column, columns.items()))
     import narwhals.stable.v2 as nw
 
     made = [
@@ -372,3 +391,15 @@ def with_columns(frame: nw.DataFrame[Any], columns: Mapping[str, list[Any]]) -> 
         for name, values in columns.items()
     ]
     return frame.with_columns(*made).to_native()
+
+
+def polars_column(name: str, values: list[Any]) -> Any:
+    """Return a column of polars; values that have no common type stay Python objects."""
+    import polars as pl
+
+    if not values:
+        return pl.Series(name, values)
+    with contextlib.suppress(pl.exceptions.PolarsError, TypeError, OverflowError):
+        # A Series would get the type of its first value, and lose a part of others.
+        return pl.from_dicts([{name: value} for value in values], infer_schema_length=None)[name]
+    return pl.Series(name, values, dtype=pl.Object)

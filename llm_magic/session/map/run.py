@@ -7,7 +7,14 @@ import contextlib
 import math
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator, MutableMapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    Callable,
+    Generator,
+    Iterator,
+    MutableMapping,
+    Sequence,
+)
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
@@ -133,6 +140,8 @@ class MapRun:
         """Set everything for the rows of `source`; nothing runs before `updates`."""
         plan = self._plan
         self._source, self._is_exhausted = source, False
+        # The thread that reads the rows of a job: two would break a generator.
+        self._reader: threading.Thread | None = None
         # How many rows were read, and taken from a lazy map.
         self._read = self._next = 0
         self.error: BaseException | None = None
@@ -277,7 +286,7 @@ class MapRun:
 
         bridge: ThreadBridge[None] = ThreadBridge(keep=1)
         self._stream.attach(bridge)
-        batches = self._stream.read(bridge, pause_at_the_end, stops=self.number is None)
+        batches = self._stream.read(bridge, pause_at_the_end, stops=self._reader is None)
         while True:
             with self._ending():
                 if next(batches, None) is None:
@@ -331,6 +340,32 @@ class MapRun:
         self.is_awaited = True
         return self.mapped
 
+    def __await__(self) -> Generator[Any, None, Mapped]:
+        return self._await().__await__()
+
+    async def _await(self) -> Mapped:
+        if self._reader is None:
+            async with contextlib.aclosing(self.aupdates()) as updates:
+                async for _ in updates:
+                    pass
+        else:
+            await self._wait_for_end()
+        self._raise_error(self.error)
+        self.is_awaited = True
+        return self.mapped
+
+    async def _wait_for_end(self) -> None:
+        """Wait for a job, which an interrupt does not stop."""
+        bridge: ThreadBridge[None] = ThreadBridge(keep=1)
+        self._stream.attach(bridge)
+        try:
+            reading = self._stream.read_async(bridge, stops=False)
+            async with contextlib.aclosing(reading) as batches:
+                async for _ in batches:
+                    pass
+        except Interrupted as error:
+            raise stopped_waiting([self], type(error)) from None
+
     def cancel(self) -> None:
         """Stop it and return at once; finished rows stay."""
         self._stream.cancel()
@@ -357,7 +392,8 @@ class MapRun:
                     pass
 
         self._stream.start()
-        threading.Thread(target=run, name="llm_magic-map", daemon=True).start()
+        self._reader = threading.Thread(target=run, name="llm_magic-map", daemon=True)
+        self._reader.start()
         return self
 
     def __enter__(self) -> MapRun:
@@ -387,7 +423,12 @@ class MapRun:
         return most - (self._read - self._sender.taken)
 
     def _read_rows(self) -> None:
-        """Read rows while there is space, for a short time; each is passed on at once."""
+        """Read rows while there is space, for a short time; each is passed on at once.
+
+        Those of a job are read on its own thread only, also while others wait for it.
+        """
+        if self._reader not in {None, threading.current_thread()}:
+            return
         deadline = time.perf_counter() + _READ_S
         sender = self._sender
         while not self._is_exhausted and self._space() > 0 and time.perf_counter() < deadline:
@@ -451,8 +492,8 @@ class MapRun:
         except BaseException as error:
             is_interrupt = isinstance(error, (KeyboardInterrupt, Interrupted))
             kind = type(error) if isinstance(error, Interrupted) else Interrupted
-            if self.number is not None and is_interrupt:
-                raise kind(stopped_waiting([self])) from None
+            if self._reader is not None and is_interrupt:
+                raise stopped_waiting([self], kind) from None
             if isinstance(error, Exception):
                 self.error = error
             self._stream.stop()
@@ -484,9 +525,7 @@ class MapRun:
         error = kind(text)
         error.mapped = self.mapped
         if isinstance(error, interruptible_wait.Interrupted):
-            shown = interruptible_wait.Noting.stopped
-            if shown is None or (shown.reply is None and shown.mapped is None):
-                interruptible_wait.Noting.stopped = error
+            interruptible_wait.Noting.show(error)
         return error
 
     def _retry(self, positions: Sequence[int]) -> None:

@@ -11,12 +11,13 @@ import re
 import time
 from collections.abc import Iterator
 from datetime import date
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
 import pytest
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import UUID4, BaseModel, ConfigDict, Field, IPvAnyAddress, field_validator
 from typing_extensions import TypedDict
 
 from llm_magic.errors import InvalidReply, OptionError
@@ -115,6 +116,17 @@ def structure(made: Made, **options: Any) -> Structure:
         ({"choice": (1, 2.5, True)}, "2.5", 2.5),
         ({"choice": (label for label in "ab")}, "b", "b"),
         ({"choice": Literal["x", "y"]}, "y", "y"),
+        # A server that requires an object gets the schema of one with the field `answer`.
+        ({"schema": {"type": "array"}}, '{"answer": [1, 2]}', [1, 2]),
+        ({"schema": {"$ref": "#/$defs/A", "$defs": {"A": {"type": "object", "properties": {"n": {}}}}}},
+         '{"answer": {"n": 1}}', {"n": 1}),
+        ({"schema": {"type": "object", "properties": {"answer": {}}}}, '{"answer": 1}', {"answer": 1}),
+        ({"schema": Any}, '{"answer": 1}', 1),
+        ({"choice": ["U.S.", "U.K."], "schema_by": "prompt"}, "U.S.", "U.S."),
+        ({"choice": ["U.S.", "U.K."], "schema_by": "prompt"}, '"U.K."', "U.K."),
+        ({"choice": ["*", "**"], "schema_by": "prompt"}, "**", "**"),
+        ({"regex": '"[a-z]+"', "schema_by": "prompt"}, '"abc"', '"abc"'),
+        ({"regex": "[a-z]+", "schema_by": "prompt"}, '"abc"', "abc"),
         ({"regex": re.compile(r"[a-c]+")}, "abc", "abc"),
         ({"regex": r"\s+x"}, "  x", "  x"),
     ],
@@ -142,6 +154,30 @@ def test_backend_gets_a_picklable_structure_whose_objects_are_closed(made: Made)
     assert schema == {"anyOf": [{**named, "additionalProperties": False}]}
     found = structure(made, choice=["é", 'say "x"'])
     assert (found.kind, found.labels) == ("choice", ("é", 'say "x"'))
+
+
+def test_backend_gets_no_constraint_that_only_pydantic_checks(made: Made) -> None:
+    class Found(BaseModel):
+        tags: set[str]
+        file: Path
+        host: IPvAnyAddress
+        day: date
+        unique: UUID4 = Field(alias="uniqueItems")
+        price: Decimal
+
+    properties = json.loads(structure(made, schema=Found).source)["properties"]
+    assert [{k: v for k, v in one.items() if k != "title"} for one in properties.values()] == [
+        {"type": "array", "items": {"type": "string"}},
+        {"type": "string"},
+        {"type": "string"},
+        {"type": "string", "format": "date"},
+        {"type": "string", "format": "uuid"},
+        {"type": "number"},
+    ]
+    assert list(properties) == ["tags", "file", "host", "day", "uniqueItems", "price"]
+    # A JSON schema stays as it is.
+    given = {"type": "array", "uniqueItems": True}
+    assert json.loads(structure(made, schema=given).source) == given
 
 
 def test_file_names_a_schema(made: Made, tmp_path: Path) -> None:
@@ -277,6 +313,18 @@ def test_map_has_plain_columns_and_values(made: Made) -> None:
     backend.will(*whole_answer("no"))
     with pytest.raises(InvalidReply, match="This is the error of row 0"):
         session.map("{item}?", ["c"], schema=Person, on_error="stop")
+
+
+def test_columns_of_a_map_replace_none_of_the_data(made: Made) -> None:
+    session, backend = made
+    data = pd.DataFrame({"t": ["a"], "n": [5], "n_answer": [6], "tokens": [7]})
+    backend.will(*whole_answer('{"n": 1, "error": 2, "tokens": 3}'))
+    mapped = session.map("{t}?", data, schema="n int, error int, tokens int")
+    assert mapped.frame(None, "error").to_dict("records") == [{
+        "t": "a", "n": 5, "n_answer": 6, "tokens": 7, "n_answer_2": 1, "error": 2, "tokens_answer": 3,
+        "error_answer": None,
+    }]  # fmt: skip
+    assert mapped.answer_columns() == ("n_answer_2", "error", "tokens_answer")
 
 
 def _without_maximum(schema: dict[str, Any]) -> None:

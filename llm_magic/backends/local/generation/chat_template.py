@@ -73,6 +73,13 @@ class PromptEncoder:
             return list(ids.input_ids)
         return list(_apply(self._tokenizer, turns))
 
+    def encode_answer(self, text: str) -> list[int]:
+        """Return the token ids of a text that follows a prompt."""
+        special = self._special
+        if special is not None and special.pattern.search(text):
+            return special.encode_text(text, starts=False)
+        return list(self._tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
+
     def added_system(self, messages: Sequence[Message]) -> str:
         """Return the system prompt that the template adds to messages, or an empty string."""
         has_system = any(message.role == "system" for message in messages)
@@ -185,10 +192,11 @@ class SpecialTokens:
         ]
         return self._encode(self._render(delimited), delimiters, add_special_tokens=False)
 
-    def encode_text(self, text: str) -> list[int]:
-        """Return the ids of a text for a model without a template, with the tokens that start a text."""
+    def encode_text(self, text: str, *, starts: bool = True) -> list[int]:
+        """Return the ids of a text without a template; `starts` adds the tokens that start a text."""
         delimiters = _unused(text)
-        return self._encode(self._delimited(text, delimiters), delimiters, add_special_tokens=True)
+        delimited = self._delimited(text, delimiters)
+        return self._encode(delimited, delimiters, add_special_tokens=starts)
 
     def _delimited(self, text: str, delimiters: Delimiters) -> str:
         before, after = delimiters

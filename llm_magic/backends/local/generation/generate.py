@@ -131,7 +131,7 @@ def score(loaded: LocalModel, sequence: Sequence, texts: abc.Sequence[str]) -> I
     """Yield how probable each text is after the prompt of a sequence, in the order of the texts."""
     if loaded.traits.fallback_reason is not None:
         raise _unavailable(loaded, _NO_SCORES)
-    tokens = [list(loaded.tokenizer(one, add_special_tokens=False).input_ids) for one in texts]
+    tokens = [loaded.prompt_encoder.encode_answer(one) for one in texts]
     sequence.check_length(loaded, max(map(len, tokens)))
     described = sequence.streamer.texts.of_text
     for group in _groups(tokens):

@@ -459,6 +459,7 @@ def test_omitted_argument_is_none() -> None:
         ("llm", "-f jsn", '--format jsn is invalid. Did you mean "json"?'),
         ("llm", "-t", "%llm: -t needs a value: -t T. See %llm -h"),
         ("llm", "-s --quiet", "%llm: -s needs a value: -s TEXT. See %llm -h"),
+        ("llm", "--choice -1,0,1 -o x", 'LABELS. Put it in quotes: --choice "-1,0,1".'),
         ("llm", "-p x", "-p x has no value. Write -p key=value."),
         ("llm", "-p x=1 -p x=2", "-p x is given twice. Keep one of them."),
         ("llm", "-m a --model b", "%llm: -m, --model is given twice. Keep one of them."),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -55,6 +56,16 @@ def test_missing_values_have_no_prompt() -> None:
     assert prompts("{index}: {price}", FRAME[:2])[0] == ["w: 1.5", "x: 2.0"]
     items: list[Any] = ["a", "", None, float("nan"), pd.NA, pd.NaT, 0, False, [], "\n"]
     assert [text for text in prompts("{item}", items)[0] if text] == ["a", "0", "False", "[]"]
+    missing = [
+        np.float32("nan"),
+        np.datetime64("NaT"),
+        Decimal("NaN"),
+        complex("nan"),
+        np.str_(" "),
+    ]
+    assert prompts("{item}", [*missing, np.float32(1.5), Decimal("1.50"), np.str_("a")])[0] == [
+        *[None] * len(missing), "1.5", "1.50", "a",
+    ]  # fmt: skip
     assert prompts("{a}", [{"a": 1}, {"b": 2}, {}])[0] == ["1", None, None]
     assert prompts(lambda item: item and f"<{item}>", ["a", None])[0] == ["<a>", None]
 
@@ -63,6 +74,10 @@ def test_column_whose_name_is_no_name_is_its_text_in_braces() -> None:
     odd = pd.DataFrame({"my text": ["a", None], "class": [1, 2], "n-m": [3, 4], "it's": [5, 6]})
     found, notes = prompts("{my text} {class} {n-m} {it's} { my text }", odd, {"n": 1, "m": 2})
     assert (found, notes) == (["a 1 3 {it's} { my text }", None], ())
+    found, notes = prompts(
+        "{n-m:.1f}|{class:>3}|{my text!r}|{my text!s:_^3}|{class: 5}|{class:d}", odd
+    )
+    assert found == ["3.0|  1|'a'|_a_|{class: 5}|{class:d}", None]
     assert prompts("{my text}!", odd["my text"]) == (["a!", None], ())
     assert prompts("{a key}!", [{"a key": "x"}, {"a key": ""}]) == (["x!", None], ())
 

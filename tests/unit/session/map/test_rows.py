@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from llm_magic.errors import OptionError
 from llm_magic.session import Session
 from llm_magic.session.map.rows import rows_of
-from tests.scripted import ScriptedBackend, scripted_session
+from tests.scripted import ScriptedBackend, scripted_session, whole_answer
 
 TEXTS = ["one", "two", "three"]
 _LEVELS = pd.MultiIndex.from_tuples([("x", 1), ("y", 2)])
@@ -141,6 +142,54 @@ def test_table_gets_a_column_and_keeps_its_index_and_order(
     assert backend.requests
 
 
+def test_answers_have_the_labels_of_a_table(
+    scripted: tuple[Session, ScriptedBackend],
+) -> None:
+    session, _ = scripted
+    frame = pd.DataFrame({"text": ["one", "two"]}, index=["x", "y"])
+    assert session.map("{text}", frame).to_dict() == {"x": "one", "y": "two"}
+    assert session.map("{text}", frame["text"]).to_dict() == {"x": "one", "y": "two"}
+    assert session.map("{text}", frame.set_axis(_LEVELS)).to_dict() == {
+        ("x", 1): "one",
+        ("y", 2): "two",
+    }
+    assert session.map("{text}", pl.DataFrame({"text": ["one"]})).to_dict() == {0: "one"}
+    twice = session.map("{text}", frame.set_axis([5, 5]))
+    with pytest.raises(OptionError, match="Several rows have the same label"):
+        twice.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([1, 2.5, None], [1.0, 2.5, None]),
+        ([[1], [1.5], []], [[1.0], [1.5], []]),
+        ([{"a": 1}, {"a": 1.5, "b": 2}], [{"a": 1.0, "b": None}, {"a": 1.5, "b": 2}]),
+        ([1, 10**23], [1, 10**23]),
+        ([[1, "a"], {"b": 10**40}, None], [[1, "a"], {"b": 10**40}, None]),
+        ([], []),
+    ],
+)
+def test_column_of_polars_has_values_of_several_types(
+    scripted: tuple[Session, ScriptedBackend], values: list[Any], expected: list[Any]
+) -> None:
+    session, backend = scripted
+    for value in values:
+        backend.will(*whole_answer(json.dumps({"n": value})))
+    frame = pl.DataFrame({"text": [f"t{i}" for i in range(len(values))]})
+    mapped = session.map("{text}", frame, schema={"properties": {"n": {}}}, workers=1)
+    assert mapped.frame()["n"].to_list() == expected
+
+
+def test_field_may_have_any_name(scripted: tuple[Session, ScriptedBackend]) -> None:
+    session, backend = scripted
+    frame = pd.DataFrame({"text": ["one"]})
+    backend.will(*whole_answer('{"self": 1, "index": 2}'))
+    found = session.map("{text}", frame, schema="self int, index int").frame()
+    assert found.to_dict("list") == {"text": ["one"], "self": [1], "index": [2]}
+    assert list(frame.columns) == ["text"]
+
+
 def test_sample_is_spread_over_the_data() -> None:
     def items(data: Any, count: int) -> list[Any]:
         return [row.item for row in rows_of(data).sample(count)]
@@ -161,6 +210,7 @@ def test_sample_is_spread_over_the_data() -> None:
     [
         ("text", "The data is a text. To map over one text, put it into a list"),
         (7, "Data of type int has no rows. Use a list"),
+        (np.array(7), "Data of type ndarray has no rows. Use a list"),
         (None, "The data is None."),
         (pl.LazyFrame({"a": [1]}), r"lazy table. Call its collect\(\) first"),
         (Splits(train=HubDataset({"text": TEXTS})), "The data has splits: train. Choose one: data"),

@@ -27,6 +27,7 @@ from llm_magic.session.map.mapped import Mapped
 from llm_magic.session.map.outcome import Outcome
 from llm_magic.session.map.progress import Counts
 from llm_magic.session.map.rows import rows_of
+from llm_magic.session.map.run import MapRun
 from llm_magic.session.map.sender import PreparedRow
 from llm_magic.types import Chunk, Message, Reply, Usage
 from tests.kernels import within_a_second
@@ -334,6 +335,47 @@ def test_background_map_needs_no_cell(scripted: Pair) -> None:
     run = session.start_map("{item}", range(30)).start_in_background()
     run.wait(5)
     assert list(run.mapped) == [str(i) for i in range(30)]
+
+
+def test_rows_of_a_background_map_are_read_once_while_others_wait(scripted: Pair) -> None:
+    session, _backend = scripted
+
+    def prompt(item: int) -> str:
+        # Other threads run meanwhile.
+        time.sleep(0.002)
+        return f"{item}"
+
+    run = session.start_map(prompt, range(60))
+    session.jobs.add(run)
+    assert list(run.start_in_background().result()) == [str(i) for i in range(60)]
+
+    async def wait() -> Mapped:
+        awaited = session.start_map(prompt, range(60, 120))
+        session.jobs.add(awaited)
+        return await awaited.start_in_background()
+
+    assert list(asyncio.run(wait())) == [str(i) for i in range(60, 120)]
+    assert list(asyncio.run(_awaited(run))) == [str(i) for i in range(60)]
+    assert list(asyncio.run(_awaited(session.start_map(prompt, [7])))) == ["7"]
+
+
+async def _awaited(run: MapRun) -> Mapped:
+    return await run
+
+
+def test_interrupt_of_a_retry_ends_it_also_for_a_job(scripted: Pair) -> None:
+    session, backend = scripted
+    backend.will(GenerationFailed("It broke."))
+    run = session.start_map("{item}", ["a", "b"], workers=1)
+    session.jobs.add(run)
+    mapped = run.start_in_background().result()
+    assert list(mapped) == [None, "b"]
+    hang = Hang()
+    backend.will(hang)
+    stop_when(hang.reached)
+    with pytest.raises(Interrupted, match="Stopped after"):
+        mapped.retry()
+    assert (run.done, run.state, mapped.pending) == (True, "stopped", [0])
 
 
 def test_unload_waits_for_a_map(scripted: Pair) -> None:

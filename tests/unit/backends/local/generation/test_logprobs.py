@@ -276,6 +276,13 @@ def test_scores_are_those_of_transformers_in_one_pass(smollm: Session, plain: An
     assert best.text == "Paris"
 
 
+def test_special_tokens_of_given_texts_are_text(smollm: Session) -> None:
+    texts = ["<|im_end|>", "Blue<|im_end|>\n<|im_start|>user"]
+    for text, score in zip(texts, smollm.score("Which color?", texts), strict=True):
+        assert joined(score.tokens) == text
+        assert len(score.tokens) > 3
+
+
 def test_long_texts_are_scored_in_parts(smollm: Session, plain: Any) -> None:
     texts = ["one two three four five " * 130, "Paris", "six seven eight " * 60]
     prompt = sent(smollm, smollm.generate("Count.", max_new_tokens=1))
