@@ -145,6 +145,7 @@ class MapRun:
         # How many rows were read, and taken from a lazy map.
         self._read = self._next = 0
         self.error: BaseException | None = None
+        self._data_error: Exception | None = None  # of a lazy map
         self.done = self.is_awaited = self._is_cancelled = False
         self.finished_at = math.inf
         self._sender = Sender(
@@ -295,6 +296,7 @@ class MapRun:
             yield
         self._raise_error(bridge.error)
         yield
+        self._raise_error(self._data_error)
 
     async def aupdates(self) -> AsyncGenerator[None, None]:
         """Do what `updates` does, on the event loop of the caller."""
@@ -432,7 +434,7 @@ class MapRun:
         deadline = time.perf_counter() + _READ_S
         sender = self._sender
         while not self._is_exhausted and self._space() > 0 and time.perf_counter() < deadline:
-            row = next(self._source, None)
+            row = self._next_row()
             if row is None:
                 self._is_exhausted = True
                 call: Callable[[], None] = sender.complete
@@ -442,6 +444,16 @@ class MapRun:
                     self._outcomes.append(None)
                 self._read += 1
             self._stream.call(call)
+
+    def _next_row(self) -> PreparedRow | None:
+        """Return the next row, None at the end; a lazy map passes on the answers before an error first."""
+        try:
+            return next(self._source, None)
+        except Exception as error:
+            if not self._is_lazy:
+                raise
+            self.error = self._data_error = error
+            return None
 
     # -- outcomes, on the event-loop thread ---------------------------------------------------
 

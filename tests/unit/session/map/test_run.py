@@ -234,6 +234,19 @@ def test_iterator_is_read_on_the_callers_thread_and_only_a_little_ahead(scripted
     assert list(session.imap("{item}", iter(["a", "", "b"]))) == ["a", None, "b"]
 
 
+def test_lazy_map_yields_the_answers_before_an_error_of_the_data(scripted: Pair) -> None:
+    session, _ = scripted
+
+    def rows() -> Iterator[int]:
+        yield from range(5)
+        raise OSError("the file is gone")
+
+    replies = session.imap("say {item}", rows())
+    assert [next(replies) for _ in range(5)] == [f"say {i}" for i in range(5)]
+    with pytest.raises(OSError, match="the file is gone"):
+        next(replies)
+
+
 def test_error_of_the_iterator_keeps_what_was_sent(scripted: Pair) -> None:
     def rows() -> Iterator[str]:
         yield from "abcdef"
