@@ -542,6 +542,9 @@ class MapRun:
 
     def _retry(self, positions: Sequence[int]) -> None:
         """Send failed rows again, and replace their outcomes."""
+        if self._reader is not None:
+            # It has reported the end, but may look once more for a row.
+            self._reader.join()
         outcomes = [(i, self._outcomes[i]) for i in positions]
         found = ((i, outcome) for i, outcome in outcomes if outcome is not None and outcome.key)
         rows = [PreparedRow(i, i, outcome.messages, outcome.key) for i, outcome in found]

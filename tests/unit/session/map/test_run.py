@@ -391,6 +391,15 @@ def test_interrupt_of_a_retry_ends_it_also_for_a_job(scripted: Pair) -> None:
     assert (run.done, run.state, mapped.pending) == (True, "stopped", [0])
 
 
+def test_retry_right_after_the_end_of_a_job_loses_no_row(scripted: Pair) -> None:
+    session, backend = scripted
+    for _ in range(200):
+        backend.will(GenerationFailed("It broke."))
+        run = session.start_map("{item}", ["a", "b"], workers=1, temperature=1)
+        session.jobs.add(run)
+        assert list(run.start_in_background().result().retry()) == ["a", "b"]
+
+
 def test_unload_waits_for_a_map(scripted: Pair) -> None:
     session, backend = scripted
     hang = Hang()
