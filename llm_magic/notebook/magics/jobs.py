@@ -64,10 +64,14 @@ class JobMagics(SessionMagics):
         session, deadline = self.session, time.monotonic() + _STOP_S
         jobs = named or list(session.jobs.running)
         # Those that are no jobs: what a cell, a thread or a task waits for.
-        maps = session.mapping
-        answers: tuple[Job, ...] = () if named else (*session.answering, *maps)
-        others = [one for one in answers if one.number is None and one.is_generating]
-        running, loading = [*others, *(job for job in jobs if not job.done)], session.loading
+        answers = [one for one in session.answering if one.number is None and one.is_generating]
+        maps = [one for one in session.mapping if one.number is None]
+        if named:
+            answers, maps = [], []
+        running, loading = (
+            [*answers, *maps, *(job for job in jobs if not job.done)],
+            session.loading,
+        )
         if not named:
             # Before `cancel`: the threads end as they do at ■, also those that an executor starts next.
             session.interrupt_threads(0.0)
@@ -79,11 +83,8 @@ class JobMagics(SessionMagics):
         for job in jobs:
             if job.done and job.view is not None:
                 job.view.update()
-        count = sum(one not in maps for one in others)
-        lines += [f"Stopped {to_python(count)}."] if count else []
-        lines += [
-            f"Stopped a map ({one.model}) after {one.amount}." for one in others if one in maps
-        ]
+        lines += [f"Stopped {to_python(len(answers))}."] if answers else []
+        lines += [f"Stopped a map ({one.model}) after {one.amount}." for one in maps]
         return lines + [_stop_line(job, was_running=job in running) for job in jobs]
 
     def _stop_load(self, loading: str | None, deadline: float) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, overload
 
@@ -138,9 +138,7 @@ class Mapped(Sequence[Reply | None]):
     @property
     def answer_column(self) -> str:
         """The column that `frame` adds: ``answer``, or ``answer_2`` if the data has an ``answer``."""
-        taken = self._rows.columns if self._rows.is_table else ()
-        names = itertools.chain(["answer"], (f"answer_{n}" for n in itertools.count(2)))
-        return next(name for name in names if name not in taken)
+        return self._free(_numbered("answer"))
 
     @property
     def amount(self) -> str:
@@ -168,7 +166,7 @@ class Mapped(Sequence[Reply | None]):
         outcomes = [self.outcome(i) for i in range(len(self))]
         columns = self._answers(column, outcomes)
         for name in more:
-            free = self._free(name, columns, column) if name in columns else name
+            free = self._free(_longer(name, column), columns) if name in columns else name
             columns[free] = [None if one is None else _MORE[name](one) for one in outcomes]
         if self._rows.is_table:
             return self._rows.with_columns(columns)
@@ -204,14 +202,12 @@ class Mapped(Sequence[Reply | None]):
             return (column or self.answer_column,)
         names: dict[str, None] = {}
         for name in self._fields:
-            names[self._free(name, names, column)] = None
+            names[self._free(_longer(name, column), names)] = None
         return tuple(names)
 
-    def _free(self, name: str, others: Container[str], column: str | None) -> str:
-        """Return the name of a column that neither the data nor the `others` have."""
+    def _free(self, names: Iterable[str], others: Container[str] = ()) -> str:
+        """Return the first name that is no column of the data, and none of the `others`."""
         taken = self._rows.columns if self._rows.is_table else ()
-        longer = f"{name}_{column or 'answer'}"
-        names = itertools.chain([name, longer], (f"{longer}_{n}" for n in itertools.count(2)))
         return next(name for name in names if name not in taken and name not in others)
 
     def plain(self, outcome: Outcome) -> Any:
@@ -353,3 +349,16 @@ class Mapped(Sequence[Reply | None]):
 
     def __iter__(self) -> Iterator[Reply | None]:
         return (self[i] for i in range(len(self)))
+
+
+def _numbered(name: str) -> Iterator[str]:
+    """Yield a name, then the same with a number from 2 on."""
+    yield name
+    for number in itertools.count(2):
+        yield f"{name}_{number}"
+
+
+def _longer(name: str, column: str | None) -> Iterator[str]:
+    """Yield the name of a field, then longer ones with that of the column of answers."""
+    yield name
+    yield from _numbered(f"{name}_{column or 'answer'}")

@@ -145,7 +145,6 @@ class MapRun:
         # How many rows were read, and taken from a lazy map.
         self._read = self._next = 0
         self.error: BaseException | None = None
-        self._data_error: Exception | None = None  # of a lazy map
         self.done = self.is_awaited = self._is_cancelled = False
         self.finished_at = math.inf
         self._sender = Sender(
@@ -296,7 +295,9 @@ class MapRun:
             yield
         self._raise_error(bridge.error)
         yield
-        self._raise_error(self._data_error)
+        if self._is_lazy:
+            # An error of the data, after the answers that come before it.
+            self._raise_error(self.error)
 
     async def aupdates(self) -> AsyncGenerator[None, None]:
         """Do what `updates` does, on the event loop of the caller."""
@@ -352,9 +353,7 @@ class MapRun:
                     pass
         else:
             await self._wait_for_end()
-        self._raise_error(self.error)
-        self.is_awaited = True
-        return self.mapped
+        return self.result()
 
     async def _wait_for_end(self) -> None:
         """Wait for a job, which an interrupt does not stop."""
@@ -452,7 +451,7 @@ class MapRun:
         except Exception as error:
             if not self._is_lazy:
                 raise
-            self.error = self._data_error = error
+            self.error = error
             return None
 
     # -- outcomes, on the event-loop thread ---------------------------------------------------
