@@ -74,7 +74,8 @@ def test_random_moments_in_a_row(k: Kernel, record_property: Callable[[str, obje
         assert ran.ename == "Interrupted", number
         assert len(ran.traceback) == 1
         if ran.error != "Stopped.":
-            tokens, text = k.value("(llm.last.usage.completion_tokens, llm.last.text.strip())")
+            # No count is known (None) before the first token.
+            tokens, text = k.value("(llm.last.usage.completion_tokens or 0, llm.last.text.strip())")
             stopped = f"after {counted(tokens)}; the answer so far is in llm.last"
             assert ran.error == f"Stopped {stopped if tokens else 'before the first word'}."
             assert k.value("llm.last.finish_reason") == "cancelled"
