@@ -17,9 +17,19 @@ from typing import Any, Literal
 
 import pandas as pd
 import pytest
-from pydantic import UUID4, BaseModel, ConfigDict, Field, IPvAnyAddress, field_validator
+from pydantic import (
+    UUID4,
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    IPvAnyAddress,
+    NaiveDatetime,
+    field_validator,
+)
 from typing_extensions import TypedDict
 
+from llm_magic.backends.json_schema import NAIVE_DATETIME
 from llm_magic.errors import InvalidReply, OptionError
 from llm_magic.session import Session
 from llm_magic.types import Structure
@@ -164,6 +174,8 @@ def test_backend_gets_no_constraint_that_only_pydantic_checks(made: Made) -> Non
         day: date
         unique: UUID4 = Field(alias="uniqueItems")
         price: Decimal
+        begin: NaiveDatetime
+        end: AwareDatetime
 
     properties = json.loads(structure(made, schema=Found).source)["properties"]
     assert [{k: v for k, v in one.items() if k != "title"} for one in properties.values()] == [
@@ -173,8 +185,11 @@ def test_backend_gets_no_constraint_that_only_pydantic_checks(made: Made) -> Non
         {"type": "string", "format": "date"},
         {"type": "string", "format": "uuid"},
         {"type": "number"},
+        {"type": "string", "pattern": NAIVE_DATETIME},
+        {"type": "string", "format": "date-time"},
     ]
-    assert list(properties) == ["tags", "file", "host", "day", "uniqueItems", "price"]
+    names = ["tags", "file", "host", "day", "uniqueItems", "price", "begin", "end"]
+    assert list(properties) == names
     # A JSON schema stays as it is.
     given = {"type": "array", "uniqueItems": True}
     assert json.loads(structure(made, schema=given).source) == given

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import jsonschema  # type: ignore[import-untyped]
 import pytest
+from pydantic import AwareDatetime, BaseModel, NaiveDatetime
 from tokenizers import AddedToken
 from transformers import AutoTokenizer
 
@@ -133,6 +135,19 @@ def test_answer_of_a_random_model_is_valid(
             jsonschema.validate(reply.json(), value)
         else:
             assert value in SCHEMAS[1:2] + SCHEMAS[6:7], "only lists of objects may take so long"
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_times_have_a_zone_or_none(smollm: Session, seed: int) -> None:
+    class Flight(BaseModel):
+        begin: NaiveDatetime
+        end: AwareDatetime
+        call: datetime
+
+    about: dict[str, Any] = {"temperature": 1.5, "seed": seed, "max_new_tokens": 200}
+    flight = smollm.generate("When is the next flight?", schema=Flight, **about).value
+    assert flight.begin.tzinfo is None
+    assert flight.end.tzinfo is not None
 
 
 @pytest.mark.parametrize("about", [{"temperature": 0}, {"temperature": 0.9, "seed": 5}])
