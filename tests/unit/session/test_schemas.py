@@ -174,7 +174,7 @@ def test_backend_gets_no_constraint_that_only_pydantic_checks(made: Made) -> Non
         day: date
         unique: UUID4 = Field(alias="uniqueItems")
         price: Decimal
-        begin: NaiveDatetime
+        start: NaiveDatetime
         end: AwareDatetime
 
     properties = json.loads(structure(made, schema=Found).source)["properties"]
@@ -188,7 +188,7 @@ def test_backend_gets_no_constraint_that_only_pydantic_checks(made: Made) -> Non
         {"type": "string", "pattern": NAIVE_DATETIME},
         {"type": "string", "format": "date-time"},
     ]
-    names = ["tags", "file", "host", "day", "uniqueItems", "price", "begin", "end"]
+    names = ["tags", "file", "host", "day", "uniqueItems", "price", "start", "end"]
     assert list(properties) == names
     # A JSON schema stays as it is.
     given = {"type": "array", "uniqueItems": True}

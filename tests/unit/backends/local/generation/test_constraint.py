@@ -140,13 +140,13 @@ def test_answer_of_a_random_model_is_valid(
 @pytest.mark.parametrize("seed", range(3))
 def test_times_have_a_zone_or_none(smollm: Session, seed: int) -> None:
     class Flight(BaseModel):
-        begin: NaiveDatetime
+        start: NaiveDatetime
         end: AwareDatetime
         call: datetime
 
     about: dict[str, Any] = {"temperature": 1.5, "seed": seed, "max_new_tokens": 200}
     flight = smollm.generate("When is the next flight?", schema=Flight, **about).value
-    assert flight.begin.tzinfo is None
+    assert flight.start.tzinfo is None
     assert flight.end.tzinfo is not None
 
 
