@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, get_args, get_origin
 
-from llm_magic.backends.json_schema import NAIVE_DATETIME
+from llm_magic.backends.json_schema import DATE, NAIVE_DATETIME
 from llm_magic.backends.remote.structures import ANSWER
 from llm_magic.backends.schema_variants import closed, compact, is_object, mapped
 from llm_magic.config.commands import option
@@ -56,6 +56,8 @@ _TYPES: Mapping[str, Any] = {
 _FORMATS = frozenset({
     "date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri",
 })  # fmt: skip
+# The keys of dicts, by their type in pydantic.
+_KEY_PATTERNS = {"int": "^(0|-?[1-9][0-9]{0,17})$", "date": DATE}
 _QUOTES = " \t\n\"'`*"
 _SHORT_TYPES = "str, int, float, bool, list or list[int]"
 
@@ -225,6 +227,14 @@ def _schema_of(adapter: TypeAdapter[Any]) -> dict[str, Any]:
             found: dict[str, Any] = super().decimal_schema(schema)
             number: dict[str, Any] = next(iter(found.get("anyOf", ())), found)
             return number
+
+        def dict_schema(self, schema: Any) -> dict[str, Any]:
+            """Return the schema, in which every key has the pattern of its type: in JSON, keys are texts."""
+            found: dict[str, Any] = super().dict_schema(schema)
+            pattern = _KEY_PATTERNS.get(schema.get("keys_schema", {}).get("type"))
+            if "patternProperties" in found:
+                return {**found, "additionalProperties": False}
+            return {**found, "propertyNames": {"pattern": pattern}} if pattern else found
 
         def datetime_schema(self, schema: Any) -> dict[str, Any]:
             """Return the schema; the format ``date-time`` has a time zone, which pydantic may refuse."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from datetime import datetime
+from datetime import date, datetime
+from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jsonschema  # type: ignore[import-untyped]
 import pytest
-from pydantic import AwareDatetime, BaseModel, NaiveDatetime
+from pydantic import AwareDatetime, BaseModel, NaiveDatetime, TypeAdapter
 from tokenizers import AddedToken
 from transformers import AutoTokenizer
 
@@ -67,6 +68,13 @@ SCHEMAS: list[dict[str, Any]] = [
         ]
     },
 ]
+
+
+class Mood(Enum):
+    JOY = "joy"
+    FEAR = "fear"
+
+
 PROMPT = "Describe Ada Lovelace, who was 36 years old."
 ANYTHING = Structure("regex", r"(?s:.*)")
 
@@ -148,6 +156,13 @@ def test_times_have_a_zone_or_none(smollm: Session, seed: int) -> None:
     flight = smollm.generate("When is the next flight?", schema=Flight, **about).value
     assert flight.start.tzinfo is None
     assert flight.end.tzinfo is not None
+
+
+@pytest.mark.parametrize("keys", [int, date, Literal["joy", "fear"], Mood])
+def test_keys_of_a_dict_are_of_their_type(smollm: Session, keys: Any) -> None:
+    about: dict[str, Any] = {"temperature": 1.5, "seed": 2, "max_new_tokens": 400}
+    found = smollm.generate("Count them.", schema=dict[keys, Literal[1, 2]], **about).value
+    TypeAdapter(dict[keys, int]).validate_python(found, strict=True)
 
 
 @pytest.mark.parametrize("about", [{"temperature": 0}, {"temperature": 0.9, "seed": 5}])
