@@ -15,8 +15,8 @@ from tests import without_grammars
 from tests.collection import pytest_collection as pytest_collection
 from tests.until import loop_threads, until
 
-# A busy machine is no failure.
-hypothesis.settings.register_profile("here", deadline=None)
+# A busy machine is no failure, and every run has the same examples.
+hypothesis.settings.register_profile("here", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("here")
 # Before the first import of nbformat.
 sys.path.insert(0, without_grammars.FOLDER)

@@ -122,11 +122,18 @@ class _Generator:
         return schema
 
     def _map(self, depth: int) -> Schema:
+        labels = self._random.sample(_NAMES, 3)
         return {
             "type": "object",
             "additionalProperties": self._schema(depth),
             **self._random.choice(
-                [{"maxProperties": 2}, {"minProperties": 1, "maxProperties": 2}, {}]
+                [
+                    {"maxProperties": 2},
+                    {"minProperties": 1, "maxProperties": 2},
+                    {},
+                    {"propertyNames": {"enum": labels}},
+                    {"propertyNames": {"pattern": "^[a-z]{1,8}$"}},
+                ]
             ),
         }
 

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from decimal import Decimal
 from itertools import product
 from typing import Any
 
@@ -94,9 +95,14 @@ def _wrong(schema: Schema, text: str) -> str | None:
     """Return why a text is not what a schema describes; None if it is."""
     kind = validator_for(schema, Draft202012Validator)
     try:
-        kind(schema, format_checker=kind.FORMAT_CHECKER).validate(json.loads(text))
+        kind(_exact(json.dumps(schema)), format_checker=kind.FORMAT_CHECKER).validate(_exact(text))
     except ValueError as error:
         return str(error)
     except ValidationError as error:
         return str(error.message)
     return None
+
+
+def _exact(text: str) -> Any:
+    """Return a JSON value; as a float, 1.15 is no multiple of 0.01."""
+    return json.loads(text, parse_float=Decimal)
