@@ -266,6 +266,11 @@ class LoopStream(Generic[T]):
 
     # -- on any thread ------------------------------------------------------------------------
 
+    @property
+    def is_ending(self) -> bool:
+        """Whether it was cancelled, or has ended."""
+        return self._deadline < math.inf or self.done.is_set()
+
     def start(self) -> None:
         """Start the generator, unless that was done; nothing of it has run before."""
         if not self.is_started:

@@ -125,7 +125,7 @@ def wait(bridge: ThreadBridge[Any], timeout: float, pause: float = 0.0) -> bool:
     A signal that is held back ends it at once. Signals only reach the main thread.
     """
     if threading.current_thread() is not threading.main_thread():
-        return bridge.wait(timeout, pause) or (bridge.is_finished and bridge.take_interrupt())
+        return bridge.wait(timeout, pause) or bridge.take_interrupt()
 
     def deliver(_signal: int, _frame: FrameType | None) -> None:
         bridge.interrupt()
@@ -138,8 +138,8 @@ def wait(bridge: ThreadBridge[Any], timeout: float, pause: float = 0.0) -> bool:
     finally:
         # None stands for a handler that was not set from Python; then ours was the better one.
         signal.signal(signal.SIGINT, previous or signal.default_int_handler)
-    # Here, where no more signals go to the bridge: there is no next wait after the end.
-    return is_interrupted or (bridge.is_finished and bridge.take_interrupt())
+    # Here, where no more signals go to the bridge: the next wait may come late, or not at all.
+    return is_interrupted or bridge.take_interrupt()
 
 
 class Noting:

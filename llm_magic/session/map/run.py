@@ -417,7 +417,9 @@ class MapRun:
         return max(least, self._plan.throttle.limit)
 
     def _space(self) -> int:
-        """Return how many rows can be read now."""
+        """Return how many rows can be read now; none while it stops after an interrupt."""
+        if self._stream.is_ending:
+            return 0
         most = 2 * self._low
         if self._is_lazy:
             return most - (self._read - self._next)

@@ -283,6 +283,22 @@ def test_interrupt_after_the_last_item_is_raised(loop: LoopThread) -> None:
     assert taken == ["last"]
 
 
+def test_interrupt_at_the_very_end_of_a_wait_is_returned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or the reader runs code of the user, which blocks, before its next wait."""
+    bridge: ThreadBridge[int] = ThreadBridge()
+    waited = bridge.wait
+
+    def wait_until_interrupt(timeout: float, pause: float = 0.0) -> bool:
+        is_interrupted = waited(timeout, pause)
+        signal.raise_signal(signal.SIGINT)
+        return is_interrupted
+
+    monkeypatch.setattr(bridge, "wait", wait_until_interrupt)
+    bridge.put(1)
+    assert wait(bridge, 0)
+    assert (bridge.take(), bridge.take_interrupt()) == ([1], False)
+
+
 def test_an_interrupt_leaves_the_loop_usable(loop: LoopThread) -> None:
     async def source() -> AsyncGenerator[int, None]:
         yield 1

@@ -7,6 +7,7 @@ import copy
 import itertools
 import math
 import pickle
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from llm_magic.backends.thread_bridge import ThreadBridge
 from llm_magic.errors import (
     GenerationFailed,
     GenerationStopped,
@@ -285,6 +287,31 @@ def test_interrupt_keeps_what_is_finished(scripted: Pair, is_async: bool) -> Non
     assert len(backend.requests) == 11
     assert backend.requests[-1].outcome == "closed"
     assert session.usage().total.answers == 10
+
+
+def test_interrupt_of_a_wait_reads_no_more_rows(
+    scripted: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next row may take minutes."""
+    session, backend = scripted
+    backend.will(Hang())
+    waited, read = ThreadBridge.wait, list[int]()
+
+    def rows() -> Iterator[int]:
+        for i in range(9):
+            read.append(i)
+            time.sleep(0.1)  # so that there is a wait after each row
+            yield i
+
+    def wait(bridge: ThreadBridge[object], timeout: float, pause: float = 0.0) -> bool:
+        if read:
+            signal.raise_signal(signal.SIGINT)
+        return waited(bridge, timeout, pause)
+
+    monkeypatch.setattr(ThreadBridge, "wait", wait)
+    with pytest.raises(Interrupted):
+        session.map("{item}", rows())
+    assert read == [0]
 
 
 async def _cancelled(session: Session, hang: Hang) -> None:
