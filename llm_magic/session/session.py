@@ -127,6 +127,7 @@ class Session:
     cells: Cells
     jobs: Jobs
     progress_view: Callable[[Job], ProgressView | None]
+    is_configured: bool
 
     def __init__(
         self,
@@ -148,6 +149,8 @@ class Session:
         self.cells = Cells()
         # Returns what shows an answer or a map that Python code waits for; the magics set it.
         self.progress_view = without_view
+        # Whether `generation` has the values of IPython's configuration.
+        self.is_configured = False
         self._listeners: list[Callable[[], None]] = []
         self._closing: list[Callable[[], None]] = []
         # A tuple: other threads read it.
@@ -937,6 +940,7 @@ class Session:
                 self._loop.run(self._manager.aclose())
             del self.__dict__["_manager"]
         self.__dict__.pop("generation", None)
+        self.is_configured = False
         self._loads.pending = None
         self._loop.close()
 
