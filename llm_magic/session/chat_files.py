@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from llm_magic.config.commands import either
 from llm_magic.errors import OptionError
 from llm_magic.text import has_surrogates
 from llm_magic.types import Message
@@ -25,7 +26,8 @@ def write(
     target = _path(path)
     _check_kind(target)
     if target.exists() and not replace:
-        raise OptionError(f"{target} already exists. Add --force to overwrite it.")
+        force = either("--force", "replace=True")
+        raise OptionError(f"{target} already exists. Add {force} to overwrite it.")
     if isinstance(found, Mapping):
         value: Any = {name: _plain(messages) for name, messages in found.items()}
     else:

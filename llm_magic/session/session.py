@@ -260,7 +260,7 @@ class Session:
 
     def load(
         self,
-        model: str | None = None,
+        model: str | os.PathLike[str] | None = None,
         *,
         name: str | None = None,
         keep: bool = False,
@@ -271,8 +271,8 @@ class Session:
         >>> llm.load("Qwen/Qwen2.5-7B-Instruct", quantization="4bit")
 
         Args:
-            model: A Hugging Face id, a folder, a ``.gguf`` file, or the name of a model on a server.
-                Default: the model of the settings, else the bundled one.
+            model: A Hugging Face id, a folder or a ``.gguf`` file (also as a ``Path``), or the name of a
+                model on a server. Default: the model of the settings, else the bundled one.
             name: The name to use for the model afterwards.
             keep: Keep the models that are already loaded.
             options: The options of ``%llm_load``: backend, base_url, key_env, pull, idle_timeout,
@@ -289,7 +289,7 @@ class Session:
     @held_back()
     def load_with_details(
         self,
-        model: str | None = None,
+        model: str | os.PathLike[str] | None = None,
         *,
         name: str | None = None,
         keep: bool = False,
@@ -311,7 +311,7 @@ class Session:
     @held_back()
     def load_later(
         self,
-        model: str | None = None,
+        model: str | os.PathLike[str] | None = None,
         *,
         name: str | None = None,
         keep: bool = False,
@@ -345,10 +345,17 @@ class Session:
             self._loop.interrupt()
 
     def _load_request(
-        self, model: str | None, name: str | None, keep: bool, began: float, options: LoadOptions
+        self,
+        model: str | os.PathLike[str] | None,
+        name: str | None,
+        keep: bool,
+        began: float,
+        options: LoadOptions,
     ) -> LoadRequest:
         """Check what is loaded; the default model is meant for the default backend."""
         from llm_magic.backends import registry
+
+        model = os.fspath(model) if isinstance(model, os.PathLike) else model
 
         if name is not None:
             check_name(name, "model")
