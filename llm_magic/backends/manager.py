@@ -275,7 +275,7 @@ class BackendManager:
             known = {loaded.requested, loaded.name, loaded.info.source}
             is_requested = model in known or self._is_alike(model, loaded)
             is_same = is_requested and loaded.config == config and name in {None, loaded.name}
-            if is_same and loaded.backend.is_current(loaded.name, config):
+            if is_same and loaded.backend.is_current(loaded.name, model, config):
                 return loaded
         return None
 

@@ -50,7 +50,7 @@ def test_reset_of_an_unknown_option_is_an_error_and_changes_nothing() -> None:
     generation = GenerationSettings(settings())
     generation.update(temperature=0.2)
     with pytest.raises(
-        OptionError, match="^'temprature' is not an option. Did you mean \"temperature\""
+        OptionError, match=r"^'temprature' is not an option\. Did you mean \"temperature\"\?$"
     ):
         generation.reset("top_k", "temprature")
     assert generation.changed == {"temperature"}
