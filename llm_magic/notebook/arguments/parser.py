@@ -361,6 +361,10 @@ class _LineParser(argparse.ArgumentParser):
             self._raise_unexpected(unknown.split(" ")[0])
         names = prefix.removeprefix("argument ").split("/")
         found = next(one for one in arguments(self.magic.name) if one.names[-1] == names[-1])
+        if found.kind == "switch":
+            raise OptionError(
+                f"{self.prog}: {names[-1]} takes no value. Write {names[-1]} or omit it."
+            )
         following = zip(self._tokens, self._tokens[1:], strict=False)
         value = next((word for option, word in following if option in found.names), "")
         is_value = value.startswith("-") and value.partition("=")[0] not in self.names

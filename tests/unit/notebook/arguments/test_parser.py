@@ -458,6 +458,12 @@ def test_omitted_argument_is_none() -> None:
         ("llm", "-f raw", "--format raw is invalid. Use markdown, text, code or json."),
         ("llm", "-f jsn", '--format jsn is invalid. Did you mean "json"?'),
         ("llm", "-t", "%llm: -t needs a value: -t T. See %llm -h"),
+        (
+            "llm_load",
+            "--trust-remote-code=yes",
+            "%llm_load: --trust-remote-code takes no value. Write --trust-remote-code or omit it.",
+        ),
+        ("llm", "--bg=false", "%llm: --bg takes no value. Write --bg or omit it."),
         ("llm", "-s --quiet", "%llm: -s needs a value: -s TEXT. See %llm -h"),
         ("llm", "--choice -1,0,1 -o x", 'LABELS. Put it in quotes: --choice "-1,0,1".'),
         ("llm", "-p x", "-p x has no value. Write -p key=value."),
