@@ -60,6 +60,23 @@ def test_a_cell_that_runs_again_replaces_its_turn_also_where_its_text_has_change
     assert scripted.run("%llm_reset talk").ename == "OptionError"
 
 
+def test_answer_that_is_no_value_fails_and_changes_no_chat(scripted: Kernel) -> None:
+    scripted.ok("backend.will(*whole_answer('{\"a\": 1}'))")
+    scripted.ok("%%llm -c talk -f json\nOne", cell_id="a")
+    scripted.ok("%%llm -c talk\nTwo", cell_id="b")
+    for options in ("-f json", "--choice red,green --schema-by prompt"):
+        scripted.ok("for _ in range(2): backend.will(*whole_answer('nothing'))")
+        ran = scripted.run(f"%%llm -c talk {options}\nAgain", cell_id="a")
+        assert ran.ename == "InvalidReply"
+        assert "turn" not in ran.text
+        assert questions(scripted) == ["One", "Two"]
+        scripted.ok("backend.scripts.clear()")
+    scripted.ok("backend.will(*whole_answer('nothing'))")
+    scripted.ok("%%llm -c talk -f json --bg -o job\nThree", cell_id="c")
+    assert scripted.run("%llm_wait").ename == "InvalidReply"
+    assert questions(scripted) == ["One", "Two"]
+
+
 def test_footer_shows_the_turn_and_how_many_became_stale(scripted: Kernel) -> None:
     def labels(code: str, cell: str) -> list[str]:
         line = scripted.ok(code, cell_id=cell).text.splitlines()[-1]
