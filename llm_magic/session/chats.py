@@ -11,7 +11,7 @@ import dataclasses
 import math
 import threading
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import dropwhile, takewhile
 from pathlib import Path
@@ -201,9 +201,16 @@ class Chats:
                 turn = dataclasses.replace(turn, stale=True)
             self._chats.setdefault(sent.chat, Chat(sent.chat)).record(turn)
 
-    def put(self, name: str, messages: Sequence[Message], *, replace: bool = False) -> None:
+    def put(
+        self,
+        name: str,
+        messages: Sequence[Message | Mapping[str, str]],
+        *,
+        replace: bool = False,
+    ) -> None:
         """Create a chat of messages: a system prompt if any, then questions and answers."""
-        self._put({name: messages}, replace)
+        checked = chat_files.checked_messages(messages, f"Chat {name!r}")
+        self._put({name: checked}, replace)
 
     def _put(self, several: dict[str, Sequence[Message]], replace: bool) -> None:
         for name in several:
@@ -212,7 +219,7 @@ class Chats:
         with self._lock:
             existing = [repr(name) for name in made if name in self._chats]
             if existing and not replace:
-                force = either("--force", "replace=True")
+                force = either("--force (in Python: replace=True)", "replace=True")
                 raise OptionError(
                     f"There is already a chat {' and '.join(existing)}. Add {force} to overwrite."
                 )

@@ -371,7 +371,7 @@ def test_chats_go_to_files_and_come_back(scripted: Kernel, tmp_path: Path) -> No
     assert scripted.ok(f"%llm_chats talk --export {path}").text == f"Exported to {path}: 2 turns."
     assert json.loads(path.read_text("utf-8"))[0] == {"role": "system", "content": "Brief."}
     assert scripted.run(f"%llm_chats --export {path}").error == (
-        f"{path} already exists. Add --force to overwrite it."
+        f"{path} already exists. Add --force (in Python: replace=True) to overwrite it."
     )
     scripted.ok("%llm_config system=Plain.\n%llm -c bare Hi\n%llm -c none -s '' Hi")
     scripted.ok(f"%llm_chats --export {path} --force")

@@ -378,6 +378,12 @@ class _LineParser(argparse.ArgumentParser):
             raise OptionError(
                 f"A backslash continues no line. Write all options of {self.prog} on one."
             )
+        from llm_magic.config.redaction import is_key
+
+        name, equals, _ = word.partition("=")
+        is_option = bool(equals) or word.startswith("-")
+        if (is_option and name.lstrip("-") in _KEY_WORDS) or is_key(word):
+            raise OptionError(_KEY_ADVICE)
         if not word.startswith("-"):
             quotes = unknown_options.in_quotes(self.magic, self._tokens, word)
             if self.magic.takes_prompt:
@@ -389,10 +395,7 @@ class _LineParser(argparse.ArgumentParser):
             advice = unknown_options.of_server(self.names, word) or quotes
             usage = f"Usage: {self.magic.usage}"
             raise OptionError(f"{self.prog}: unexpected argument {word!r}. {advice or usage}")
-        word = word.partition("=")[0]
-        if word.lstrip("-") in _KEY_WORDS:
-            raise OptionError(_KEY_ADVICE)
-        self._raise_unknown(word)
+        self._raise_unknown(name)
 
     def _raise_unknown(self, option: str) -> NoReturn:
         advice = unknown_options.equivalent(self.magic, option)
