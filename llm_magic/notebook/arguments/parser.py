@@ -235,8 +235,9 @@ class _LineParser(argparse.ArgumentParser):
 
     def _pair(self, text: str) -> tuple[str, Any]:
         name, equals, value = text.partition("=")
-        if not equals:
-            raise OptionError(f"-p {text} has no value. Write -p key=value.")
+        if not equals or not name:
+            missing = "key" if equals else "value"
+            raise OptionError(f"-p {text} has no {missing}. Write -p key=value.")
         text = value.strip(_BLANKS)
         return name, json.loads(text) if json_end(text, 0, name) == len(text) else value
 

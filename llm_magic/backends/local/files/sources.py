@@ -327,6 +327,13 @@ def _embedded_and_in_folder(folder: Path | None, limit: int | None = None) -> It
             yield ModelInfo(entry.name, "local", "gguf", entry.path)
         elif _is_model_folder(entry.path):
             yield ModelInfo(entry.name, "local", "folder", entry.path)
+        else:
+            # Such as org/name, which `find` accepts, too.
+            inner = sorted(_entries(Path(entry.path), limit), key=lambda below: below.name)
+            for below in inner:
+                if _is_model_folder(below.path):
+                    name = f"{entry.name}/{below.name}"
+                    yield ModelInfo(name, "local", "folder", below.path)
 
 
 def _in_hub_cache() -> Iterator[ModelInfo]:

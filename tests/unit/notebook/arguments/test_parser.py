@@ -467,6 +467,7 @@ def test_omitted_argument_is_none() -> None:
         ("llm", "-s --quiet", "%llm: -s needs a value: -s TEXT. See %llm -h"),
         ("llm", "--choice -1,0,1 -o x", 'LABELS. Put it in quotes: --choice "-1,0,1".'),
         ("llm", "-p x", "-p x has no value. Write -p key=value."),
+        ("llm", "-p =5", "-p =5 has no key. Write -p key=value."),
         ("llm", "-p x=1 -p x=2", "-p x is given twice. Keep one of them."),
         ("llm", "-m a --model b", "%llm: -m, --model is given twice. Keep one of them."),
         ("llm", "-t 0 -t 1", "%llm: -t, --temperature is given twice."),

@@ -232,6 +232,14 @@ def test_local_folder_comes_from_the_environment(
         session.close()
 
 
+def test_models_in_the_folder_of_their_organization_are_listed(tmp_path: Path) -> None:
+    folder = tiny_llama(tmp_path / "org" / "mine")
+    with local_session(models_folder=tmp_path) as session:
+        assert {"org/mine"} <= {info.name for info in session.models()}
+        assert {"org/mine"} <= {info.name for info in session.known_models("local")}
+        assert session.load("Org/Mine").source == str(folder)
+
+
 def test_unreadable_entries_hide_no_others(tmp_path: Path) -> None:
     tiny_llama(tmp_path / "whole")
     (tmp_path / "gone.gguf").symlink_to(tmp_path / "nowhere.gguf")
