@@ -352,7 +352,7 @@ class Session:
         began: float,
         options: LoadOptions,
     ) -> LoadRequest:
-        """Check what is loaded; the default model is meant for the default backend."""
+        """Check what is loaded."""
         from llm_magic.backends import registry
 
         model = os.fspath(model) if isinstance(model, os.PathLike) else model
@@ -360,11 +360,15 @@ class Session:
         if name is not None:
             check_name(name, "model")
         registry.check_model(model, options.get("backend"), self.settings)
-        settings = self.settings
-        if model is None and (options.get("backend") or settings.backend) == settings.backend:
-            model = settings.model
+        if model is None:
+            model = self.default_model(options.get("backend"))
         config = self._load_config(options, needs_model=model is None)
         return LoadRequest(model, config, name, keep, began)
+
+    def default_model(self, backend: str | None) -> str | None:
+        """Return the model of the settings, which is meant for the default backend only."""
+        settings = self.settings
+        return settings.model if (backend or settings.backend) == settings.backend else None
 
     def _load_config(self, options: LoadOptions, *, needs_model: bool = False) -> LoadConfig:
         """Check the options of a load, and get the key of its server."""

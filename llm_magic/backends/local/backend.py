@@ -261,7 +261,9 @@ class LocalTransformersBackend(Backend):
         size, budget = loaded.prefix_cache.nbytes, loaded.prefix_cache.budget
         return {
             "decoding": loaded.decoding,
-            "prompt cache": f"{human_bytes(size)} of at most {human_bytes(budget)}",
+            "prompt cache": f"{human_bytes(size)} of at most {human_bytes(budget)}"
+            if budget
+            else "off",
         }
 
     def memory(self) -> MemoryUse:

@@ -27,7 +27,8 @@ class ModelMagics(SessionMagics):
         from llm_magic.notebook.display import live_output
 
         options: Any = {"name": args["name"], "keep": bool(args["keep"]), **args.options}
-        label = args["model"] or session.settings.model or "the default model"
+        default = session.default_model(options.get("backend")) or "the default model"
+        label = args["model"] or default
         if args["bg"]:
             from llm_magic.notebook.display.background_output import show_load
 

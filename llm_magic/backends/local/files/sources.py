@@ -80,12 +80,11 @@ def find(model: str | None, revision: str | None, settings: Settings, *, code: b
 
 def _requested(model: str | None, settings: Settings) -> str | None:
     """Return the model to find; a name is that of the model here that differs only in case, if any."""
-    requested = model or settings.model
-    if requested is None or requested == gguf.EMBEDDED_NAME or _at_path(requested, settings):
-        return requested
+    if model is None or model == gguf.EMBEDDED_NAME or _at_path(model, settings):
+        return model
     here = {info.name for info in names(settings.models_folder)} | {gguf.EMBEDDED_NAME}
-    alike = [name for name in here if name.casefold() == requested.casefold()]
-    return alike[0] if len(alike) == 1 else requested
+    alike = [name for name in here if name.casefold() == model.casefold()]
+    return alike[0] if len(alike) == 1 else model
 
 
 def is_current(source: Source, model: str | None, settings: Settings) -> bool:

@@ -232,6 +232,15 @@ def test_local_folder_comes_from_the_environment(
         session.close()
 
 
+@pytest.mark.parametrize("backend", ["local", "llamacpp"])
+def test_default_model_of_another_backend_is_not_loaded(backend: str) -> None:
+    session = Session(settings(backend="ollama", model="qwen3:0.6b"))
+    try:
+        assert session.load(backend=backend).where == "bundled"
+    finally:
+        session.close()
+
+
 def test_models_in_the_folder_of_their_organization_are_listed(tmp_path: Path) -> None:
     folder = tiny_llama(tmp_path / "org" / "mine")
     with local_session(models_folder=tmp_path) as session:
