@@ -371,7 +371,7 @@ class Reply(str):
             raise error.advise(_reply_advice(name).strip())
 
     def __setattr__(self, name: str, _value: object) -> NoReturn:
-        raise AttributeError(f"A reply is immutable: {name} cannot be set.")
+        raise NoAttribute(f"A reply is immutable: {name} cannot be set.")
 
     def __delattr__(self, name: str) -> NoReturn:
         raise AttributeError(f"A reply is immutable: {name} cannot be deleted.")

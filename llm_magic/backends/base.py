@@ -120,10 +120,11 @@ class Backend(ABC):
     async def models(self, config: LoadConfig) -> list[ModelInfo]:
         """Return the models that can be loaded, from the server that `config` names if any."""
 
-    def is_current(self, _name: str, _config: LoadConfig) -> bool:
-        """Return whether a load with these options would give the model that is loaded.
+    def is_current(self, _name: str, _model: str | None, _config: LoadConfig) -> bool:
+        """Return whether a load of `model` with these options would give the model that is loaded.
 
-        False if the address or the key of a server changed outside of the options.
+        False if the address or the key of a server changed outside of the options, or the files of a
+        local model did.
         """
         return True
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from llm_magic.backends.base import Backend, Report
 from llm_magic.backends.thread_bridge import CHECK_S
 from llm_magic.config import providers
-from llm_magic.config.commands import command, option
+from llm_magic.config.commands import command, either, option
 from llm_magic.config.server_address import load_options
 from llm_magic.config.settings import GenerationConfig, LoadConfig, ServerLoadConfig
 from llm_magic.errors import (
@@ -78,7 +78,8 @@ class Status:
     def __repr__(self) -> str:
         names = ", ".join(visible_line(info.name) for info in self.models) or "no model"
         error = f", last error: {visible_line(self.last_error)}" if self.last_error else ""
-        return f"<Status: {self.status}, {names}{error}; %llm_status shows it as a table>"
+        table = either("; %llm_status shows it as a table", "")
+        return f"<Status: {self.status}, {names}{error}{table}>"
 
     @property
     def active(self) -> ModelInfo | None:
@@ -274,7 +275,7 @@ class BackendManager:
             known = {loaded.requested, loaded.name, loaded.info.source}
             is_requested = model in known or self._is_alike(model, loaded)
             is_same = is_requested and loaded.config == config and name in {None, loaded.name}
-            if is_same and loaded.backend.is_current(loaded.name, config):
+            if is_same and loaded.backend.is_current(loaded.name, model, config):
                 return loaded
         return None
 
@@ -337,6 +338,9 @@ class BackendManager:
 
         The error suggests to load it, unless it is searched for another purpose than `to_use` it.
         """
+        if name is not None and (not isinstance(name, str) or not name):
+            loaded = ", ".join(self._loaded) or "none"
+            raise OptionError(f"{name!r} cannot be the name of a model. Loaded models: {loaded}.")
         name = self._active if name is None else name
         if name in self._loaded:
             return self._loaded[name]

@@ -170,6 +170,10 @@ def check_model(model: str | None, backend: str | None, settings: Settings) -> N
     """
     if model is None:
         return
+    if not isinstance(model, str) or not model:
+        raise OptionError(
+            f"{model!r} cannot be the name of a model. Write a name or a path, or neither for the default."
+        )
     if _ADDRESS.match(model):
         raise _address_error(model, backend)
     folded = model.casefold()

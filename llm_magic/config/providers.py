@@ -107,7 +107,7 @@ PROVIDERS: Mapping[str, Provider] = MappingProxyType({
             "OPENAI_API_KEY",
             unsupported=_SAMPLING,
             shows_schema=True,
-            models=r"(openai/)?(?P<name>(gpt-[3-9]|chatgpt-|o[1-9](-|$)).*)",
+            models=r"(openai[/:])?(?P<name>(gpt-[3-9]|chatgpt-|o[1-9](-|$)).*)",
             other_names=("gpt", "chatgpt", "openai-compatible", "openai-api", "compatible"),
         ),
         Provider(
@@ -124,7 +124,7 @@ PROVIDERS: Mapping[str, Provider] = MappingProxyType({
             list_headers=_fields(**{"x-api-key": "{key}", "anthropic-version": "2023-06-01"}),
             list_path="/models?limit=1000",
             resolves_aliases=True,
-            models=r"(anthropic/)?(?P<name>claude-.+)",
+            models=r"(anthropic[/:])?(?P<name>claude-.+)",
             other_names=("claude",),
         ),
         Provider(
@@ -135,7 +135,7 @@ PROVIDERS: Mapping[str, Provider] = MappingProxyType({
             "GEMINI_API_KEY",
             unsupported=(*_SAMPLING, "seed", "logprobs"),
             id_prefix="models/",
-            models=r"((google|models|gemini)/)?(?P<name>gemini-.+)",
+            models=r"((google|models|gemini)[/:])?(?P<name>gemini-.+)",
             other_names=("google",),
         ),
         Provider(
@@ -161,7 +161,7 @@ PROVIDERS: Mapping[str, Provider] = MappingProxyType({
             "https://console.groq.com/docs/openai",
             "GROQ_API_KEY",
             unsupported=(*_SAMPLING, "logprobs"),
-            models=r"(groq/)?(?P<name>llama-[\d.]+-\d+b-(versatile|instant))",
+            models=r"(groq[/:])?(?P<name>llama-[\d.]+-\d+b-(versatile|instant))",
         ),
         Provider(
             "openrouter",
@@ -171,7 +171,7 @@ PROVIDERS: Mapping[str, Provider] = MappingProxyType({
             "OPENROUTER_API_KEY",
             fields=_fields(top_k="top_k", repetition_penalty="repetition_penalty"),
             key_path="/key",
-            models=r"openrouter/(?P<name>.+)",
+            models=r"openrouter[/:](?P<name>.+)",
         ),
         Provider(
             "together",
@@ -182,7 +182,7 @@ PROVIDERS: Mapping[str, Provider] = MappingProxyType({
             fields=_fields(top_k="top_k", repetition_penalty="repetition_penalty"),
             # Its replies have another format.
             unsupported=("logprobs",),
-            models=r"(together/)?(?P<name>.+-Instruct-Turbo(-Free)?)",
+            models=r"(together[/:])?(?P<name>.+-Instruct-Turbo(-Free)?)",
             other_names=("togetherai", "together-ai"),
         ),
         Provider(
@@ -194,7 +194,7 @@ PROVIDERS: Mapping[str, Provider] = MappingProxyType({
             unsupported=("top_p", *_SAMPLING, "seed"),
             # It makes JSON of any form.
             structures=(),
-            models=r"(deepseek/)?(?P<name>deepseek-(chat|reasoner|v\d+-(flash|pro)))",
+            models=r"(deepseek[/:])?(?P<name>deepseek-(chat|reasoner|v\d+-(flash|pro)))",
             note=(
                 "While a DeepSeek model thinks, which is its default, temperature has no effect."
                 ' -p thinking={"type":"disabled"} turns thinking off.'
@@ -208,7 +208,7 @@ PROVIDERS: Mapping[str, Provider] = MappingProxyType({
             "XAI_API_KEY",
             list_path="/language-models",
             unsupported=_SAMPLING,
-            models=r"((x-ai|xai)/)?(?P<name>grok-(\d|beta|code).*)",
+            models=r"((x-ai|xai)[/:])?(?P<name>grok-(\d|beta|code).*)",
             other_names=("grok", "x-ai"),
         ),
         Provider(

@@ -106,6 +106,15 @@ async def _check_torch(gpus: list[Gpu]) -> list[Finding]:
     if version is None:
         return []
     try:
+        Path.cwd()
+    except OSError:
+        # No load imports torch there.
+        text, fix = (
+            "the working folder no longer exists",
+            "import os; os.chdir(os.path.expanduser('~'))",
+        )
+        return [Finding("torch", "problem", text, fix)]
+    try:
         result = await run_in_thread(
             lambda: _run([sys.executable, "-c", _TORCH_SCRIPT], _TORCH_S), _TORCH_S + 1
         )

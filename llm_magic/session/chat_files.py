@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import stat
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from llm_magic.config.commands import either
 from llm_magic.errors import OptionError
 from llm_magic.text import has_surrogates
 from llm_magic.types import Message
@@ -25,7 +27,8 @@ def write(
     target = _path(path)
     _check_kind(target)
     if target.exists() and not replace:
-        raise OptionError(f"{target} already exists. Add --force to overwrite it.")
+        force = either("--force (in Python: replace=True)", "replace=True")
+        raise OptionError(f"{target} already exists. Add {force} to overwrite it.")
     if isinstance(found, Mapping):
         value: Any = {name: _plain(messages) for name, messages in found.items()}
     else:
@@ -88,21 +91,23 @@ def read(path: str | Path) -> list[Message] | dict[str, list[Message]]:
     except (ValueError, RecursionError):
         raise OptionError(f"{source} is not JSON.") from None
     if isinstance(value, list):
-        return _messages(value, str(source))
+        return checked_messages(value, str(source))
     if isinstance(value, dict) and value and all(isinstance(v, list) for v in value.values()):
-        return {name: _messages(v, f"{source}, chat {name!r}") for name, v in value.items()}
+        return {name: checked_messages(v, f"{source}, chat {name!r}") for name, v in value.items()}
     raise OptionError(
         f'{source} contains no chat. It must be a list of {{"role": …, "content": …}}, or an object'
         " with such a list for each name."
     )
 
 
-def _messages(listed: list[Any], where: str) -> list[Message]:
-    return [message(one, f"{where}, message {i}") for i, one in enumerate(listed, 1)]
+def checked_messages(listed: Iterable[Any], where: str) -> list[Message]:
+    """Return the messages that dictionaries are; raises `OptionError` that begins with `where`."""
+    return [_message(one, f"{where}, message {i}") for i, one in enumerate(listed, 1)]
 
 
-def message(value: Any, where: str) -> Message:
-    """Return the message that a dictionary is; raises `OptionError` that begins with `where`."""
+def _message(value: Any, where: str) -> Message:
+    if isinstance(value, Message):
+        value = dataclasses.asdict(value)
     if not isinstance(value, dict):
         raise OptionError(f'{where}: it must be {{"role": …, "content": …}}.')
     role, content = value.get("role"), value.get("content")

@@ -11,11 +11,12 @@ import dataclasses
 import math
 import threading
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import dropwhile, takewhile
 from pathlib import Path
 
+from llm_magic.config.commands import either
 from llm_magic.errors import OptionError, did_you_mean
 from llm_magic.session import chat_files
 from llm_magic.text import counted, is_plain_name
@@ -200,9 +201,16 @@ class Chats:
                 turn = dataclasses.replace(turn, stale=True)
             self._chats.setdefault(sent.chat, Chat(sent.chat)).record(turn)
 
-    def put(self, name: str, messages: Sequence[Message], *, replace: bool = False) -> None:
+    def put(
+        self,
+        name: str,
+        messages: Sequence[Message | Mapping[str, str]],
+        *,
+        replace: bool = False,
+    ) -> None:
         """Create a chat of messages: a system prompt if any, then questions and answers."""
-        self._put({name: messages}, replace)
+        checked = chat_files.checked_messages(messages, f"Chat {name!r}")
+        self._put({name: checked}, replace)
 
     def _put(self, several: dict[str, Sequence[Message]], replace: bool) -> None:
         for name in several:
@@ -211,8 +219,9 @@ class Chats:
         with self._lock:
             existing = [repr(name) for name in made if name in self._chats]
             if existing and not replace:
+                force = either("--force (in Python: replace=True)", "replace=True")
                 raise OptionError(
-                    f"There is already a chat {' and '.join(existing)}. Add --force to overwrite."
+                    f"There is already a chat {' and '.join(existing)}. Add {force} to overwrite."
                 )
             self._chats.update(made)
 
@@ -231,7 +240,8 @@ class Chats:
         if name is not None:
             return chat_files.write(path, self.messages(name, default), replace)
         if not self._chats:
-            raise OptionError("There is no chat to export. %%llm -c NAME starts one.")
+            start = either("%%llm -c NAME", 'llm.generate(PROMPT, chat="NAME")')
+            raise OptionError(f"There is no chat to export. {start} starts one.")
         return chat_files.write(path, {n: self.messages(n, default) for n in self._chats}, replace)
 
     def load(
@@ -273,17 +283,19 @@ class Chats:
 
 
 def check_name(name: str, kind: str = "chat") -> None:
-    """Raise `OptionError` for a name that no table or file can show as it is."""
-    if not is_plain_name(name):
-        raise OptionError(
-            f"{name!r} cannot be the name of a {kind}: it contains a control character or half a"
-            " character. Choose another name."
-        )
+    """Raise `OptionError` for what is no name, or a name that no table or file can show as it is."""
+    if not isinstance(name, str) or not name:
+        problem = "it is empty" if name == "" else "it is not a text"
+    elif not is_plain_name(name):
+        problem = "it contains a control character or half a character"
+    else:
+        return
+    raise OptionError(f"{name!r} cannot be the name of a {kind}: {problem}. Choose another name.")
 
 
 def spelled(name: str) -> str:
     """Return the name of a chat as one word of a magic line."""
-    return repr(name) if any(c in name for c in " \t'\"") or not name else name
+    return repr(name) if any(c in name for c in " \t'\"") else name
 
 
 def _stale(turns: Iterable[Turn]) -> tuple[Turn, ...]:

@@ -6,8 +6,9 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from llm_magic.config.option_spec import unknown_option
 from llm_magic.config.settings import GenerationConfig, SessionConfig, Settings
-from llm_magic.errors import NoAttribute, did_you_mean
+from llm_magic.errors import NoAttribute, OptionError, did_you_mean
 
 
 class GenerationSettings:
@@ -71,6 +72,8 @@ class GenerationSettings:
 
     def reset(self, *names: str) -> SessionConfig:
         """Discard the changes, or those of the named options, and read the environment and ``.env`` again."""
+        if unknown := [name for name in names if name not in SessionConfig.model_fields]:
+            raise OptionError(unknown_option(unknown[0], SessionConfig.model_fields))
         with self._lock:
             before = self.values
             self._start()

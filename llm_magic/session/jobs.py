@@ -107,8 +107,9 @@ class Jobs:
             job.number = self._count
             self._jobs = (*self.all, job)
 
-    def find(self, number: str) -> Job:
+    def find(self, number: int | str) -> Job:
         """Return a job by its number; raises `JobNotFound`."""
+        number = str(number)
         found = next((job for job in self.all if str(job.number) == number), None)
         if found is not None:
             return found

@@ -63,12 +63,12 @@ class Recorder:
         self.changed()
 
     def record(self, response: Response, reply: Reply, *, cancelled: bool) -> None:
-        """Make a reply the last one, and a turn of its chat where there is text to continue."""
+        """Make a reply the last one, and a turn of its chat if it is one."""
         if not cancelled or not self._is_overtaken(response):
             self.last = reply
             self._recorded_at, self._latest = time.perf_counter(), response.latest
         context = response.prepared.context
-        if context is not None and reply.text and reply.finish_reason != "truncated":
+        if context is not None and response.is_turn:
             self._chats.record(_turn(response.prepared, context, reply), context)
 
     def end(self, response: Response) -> None:

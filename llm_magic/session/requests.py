@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypedDict
 
 from llm_magic.config.commands import either, option
 from llm_magic.errors import OptionError
-from llm_magic.session.chat_files import message
+from llm_magic.session.chat_files import checked_messages
 from llm_magic.session.chats import check_name
 from llm_magic.text import replace_surrogates, visible_line
 from llm_magic.types import Message
@@ -371,8 +371,7 @@ def _checked(prompt: object) -> list[Message]:
         raise OptionError(
             "A call has one prompt. For several: [llm.generate(prompt) for prompt in prompts]"
         )
-    plain = [dataclasses.asdict(one) if isinstance(one, Message) else one for one in prompt]
-    return [message(one, f"The prompt, message {i}") for i, one in enumerate(plain, 1)]
+    return checked_messages(prompt, "The prompt")
 
 
 def _sendable(*messages: Message) -> tuple[Message, ...]:

@@ -322,6 +322,14 @@ class Response:
         return self._parts.is_empty
 
     @property
+    def is_turn(self) -> bool:
+        """Whether the reply is a turn of its chat: one that failed, or without text to continue, is none."""
+        reply = self.reply
+        if self.prepared.context is None or self.error is not None or not reply:
+            return False
+        return reply.finish_reason != "truncated"
+
+    @property
     def amount(self) -> str:
         """How much was generated so far, in words: tokens, or characters where those are unknown."""
         return generated(self.tokens, len(self.text) + len(self.reasoning))

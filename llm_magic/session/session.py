@@ -127,6 +127,7 @@ class Session:
     cells: Cells
     jobs: Jobs
     progress_view: Callable[[Job], ProgressView | None]
+    is_configured: bool
 
     def __init__(
         self,
@@ -148,6 +149,8 @@ class Session:
         self.cells = Cells()
         # Returns what shows an answer or a map that Python code waits for; the magics set it.
         self.progress_view = without_view
+        # Whether `generation` has the values of IPython's configuration.
+        self.is_configured = False
         self._listeners: list[Callable[[], None]] = []
         self._closing: list[Callable[[], None]] = []
         # A tuple: other threads read it.
@@ -257,7 +260,7 @@ class Session:
 
     def load(
         self,
-        model: str | None = None,
+        model: str | os.PathLike[str] | None = None,
         *,
         name: str | None = None,
         keep: bool = False,
@@ -268,8 +271,8 @@ class Session:
         >>> llm.load("Qwen/Qwen2.5-7B-Instruct", quantization="4bit")
 
         Args:
-            model: A Hugging Face id, a folder, a ``.gguf`` file, or the name of a model on a server.
-                Default: the model of the settings, else the bundled one.
+            model: A Hugging Face id, a folder or a ``.gguf`` file (also as a ``Path``), or the name of a
+                model on a server. Default: the model of the settings, else the bundled one.
             name: The name to use for the model afterwards.
             keep: Keep the models that are already loaded.
             options: The options of ``%llm_load``: backend, base_url, key_env, pull, idle_timeout,
@@ -286,7 +289,7 @@ class Session:
     @held_back()
     def load_with_details(
         self,
-        model: str | None = None,
+        model: str | os.PathLike[str] | None = None,
         *,
         name: str | None = None,
         keep: bool = False,
@@ -308,7 +311,7 @@ class Session:
     @held_back()
     def load_later(
         self,
-        model: str | None = None,
+        model: str | os.PathLike[str] | None = None,
         *,
         name: str | None = None,
         keep: bool = False,
@@ -342,19 +345,30 @@ class Session:
             self._loop.interrupt()
 
     def _load_request(
-        self, model: str | None, name: str | None, keep: bool, began: float, options: LoadOptions
+        self,
+        model: str | os.PathLike[str] | None,
+        name: str | None,
+        keep: bool,
+        began: float,
+        options: LoadOptions,
     ) -> LoadRequest:
-        """Check what is loaded; the default model is meant for the default backend."""
+        """Check what is loaded."""
         from llm_magic.backends import registry
+
+        model = os.fspath(model) if isinstance(model, os.PathLike) else model
 
         if name is not None:
             check_name(name, "model")
         registry.check_model(model, options.get("backend"), self.settings)
-        settings = self.settings
-        if model is None and (options.get("backend") or settings.backend) == settings.backend:
-            model = settings.model
+        if model is None:
+            model = self.default_model(options.get("backend"))
         config = self._load_config(options, needs_model=model is None)
         return LoadRequest(model, config, name, keep, began)
+
+    def default_model(self, backend: str | None) -> str | None:
+        """Return the model of the settings, which is meant for the default backend only."""
+        settings = self.settings
+        return settings.model if (backend or settings.backend) == settings.backend else None
 
     def _load_config(self, options: LoadOptions, *, needs_model: bool = False) -> LoadConfig:
         """Check the options of a load, and get the key of its server."""
@@ -937,6 +951,7 @@ class Session:
                 self._loop.run(self._manager.aclose())
             del self.__dict__["_manager"]
         self.__dict__.pop("generation", None)
+        self.is_configured = False
         self._loads.pending = None
         self._loop.close()
 

@@ -60,6 +60,23 @@ def test_a_cell_that_runs_again_replaces_its_turn_also_where_its_text_has_change
     assert scripted.run("%llm_reset talk").ename == "OptionError"
 
 
+def test_answer_that_is_no_value_fails_and_changes_no_chat(scripted: Kernel) -> None:
+    scripted.ok("backend.will(*whole_answer('{\"a\": 1}'))")
+    scripted.ok("%%llm -c talk -f json\nOne", cell_id="a")
+    scripted.ok("%%llm -c talk\nTwo", cell_id="b")
+    for options in ("-f json", "--choice red,green --schema-by prompt"):
+        scripted.ok("for _ in range(2): backend.will(*whole_answer('nothing'))")
+        ran = scripted.run(f"%%llm -c talk {options}\nAgain", cell_id="a")
+        assert ran.ename == "InvalidReply"
+        assert "turn" not in ran.text
+        assert questions(scripted) == ["One", "Two"]
+        scripted.ok("backend.scripts.clear()")
+    scripted.ok("backend.will(*whole_answer('nothing'))")
+    scripted.ok("%%llm -c talk -f json --bg -o job\nThree", cell_id="c")
+    assert scripted.run("%llm_wait").ename == "InvalidReply"
+    assert questions(scripted) == ["One", "Two"]
+
+
 def test_footer_shows_the_turn_and_how_many_became_stale(scripted: Kernel) -> None:
     def labels(code: str, cell: str) -> list[str]:
         line = scripted.ok(code, cell_id=cell).text.splitlines()[-1]
@@ -354,7 +371,7 @@ def test_chats_go_to_files_and_come_back(scripted: Kernel, tmp_path: Path) -> No
     assert scripted.ok(f"%llm_chats talk --export {path}").text == f"Exported to {path}: 2 turns."
     assert json.loads(path.read_text("utf-8"))[0] == {"role": "system", "content": "Brief."}
     assert scripted.run(f"%llm_chats --export {path}").error == (
-        f"{path} already exists. Add --force to overwrite it."
+        f"{path} already exists. Add --force (in Python: replace=True) to overwrite it."
     )
     scripted.ok("%llm_config system=Plain.\n%llm -c bare Hi\n%llm -c none -s '' Hi")
     scripted.ok(f"%llm_chats --export {path} --force")

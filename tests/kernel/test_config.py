@@ -83,12 +83,22 @@ def test_several_changes_at_once_and_one_setting_alone(k: Kernel) -> None:
         ('top_k=3 --stop ""', "A stop text is empty. For none: %llm_config stop=none."),
         ('top_k=3 stop=""', "A stop text is empty. For none: %llm_config stop=none."),
         ("top_k 3 --reset", "--reset and new values cannot be combined."),
+        ("--reset top_k=3", "--reset and new values cannot be combined."),
+        ("--reset temperature top_kk", "'top_kk' is not an option. Did you mean \"top_k\""),
     ],
 )
 def test_wrong_line_changes_nothing(k: Kernel, line: str, message: str) -> None:
     ran = k.run(f"%llm_config {line}")
     assert (ran.ename, message in ran.error) == ("OptionError", True), ran.error
     assert k.value("(llm.generation.top_k, list(llm.generation.changed))") == (50, [])
+
+
+def test_reset_takes_names_only(k: Kernel) -> None:
+    k.ok("%llm_config system=Short stop=END top_k=3 seed=1")
+    assert k.ok("%llm_config --reset system stop top-k").text.splitlines() == [
+        "top_k   3 → 50", 'stop    "END" → none', "system  Short → none",
+    ]  # fmt: skip
+    assert k.value("list(llm.generation.changed)") == ["seed"]
 
 
 def test_system_prompt_of_the_session(k: Kernel) -> None:

@@ -120,6 +120,8 @@ def test_stop_and_wait_take_all_and_variables(k: Kernel) -> None:
     assert k.ok("%llm_stop all").text == f"Stopped job {second} (tiny) after 1 token."
     assert k.ok("%llm_wait all").status == "ok"
     assert "all" in k.complete("%llm_stop a")
+    found = k.value(f"[llm.jobs.find(one) is job for one in ({second}, '{second}', {first})]")
+    assert found == [True, True, False]
     k.ok("words = 'no job'")
     for name in ("words", "missing", "llm.jobs"):
         wrong = k.run(f"%llm_stop {name}")

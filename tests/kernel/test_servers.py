@@ -107,6 +107,11 @@ def test_load_checks_server_and_shows_its_address(k: Kernel, server: FaultServer
         ),
         ("%llm_load ollama/llama3.2", "Run %llm_load llama3.2 -b ollama."),
         ("%llm_load tiny -b openai --api-key sk-1", "A key in a cell is saved with the notebook."),
+        ("%llm_load tiny -b openai api_key=sk-1", "A key in a cell is saved with the notebook."),
+        (
+            "%llm_load tiny -b openai sk-proj-4f1c90d2be77",
+            "A key in a cell is saved with the notebook.",
+        ),
         ("%llm_load tiny -b openai --api-key=sk-1", "A key in a cell is saved with the notebook."),
         (
             "%llm_load tiny -b vllm --base-url {url}/x --key-env THEIR_KEY",

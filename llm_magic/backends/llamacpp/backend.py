@@ -97,6 +97,7 @@ class _LoadedModel:
 
     engine: Engine
     info: ModelInfo
+    source: Source
     control_token: re.Pattern[str] | None
 
 
@@ -182,6 +183,10 @@ class LlamaCppBackend(Backend):
             return Unloaded(name, loaded.info.size or 0, before, self.memory())
 
         return await self._run(work, name)
+
+    def is_current(self, name: str, model: str | None, _config: LoadConfig) -> bool:
+        """Return whether the file of a model is the one that was loaded."""
+        return sources.is_current(self._find_loaded(name).source, model, self._settings())
 
     def stream(
         self, name: str, messages: Sequence[Message], config: GenerationConfig
@@ -321,7 +326,7 @@ def _load(plan: LoadPlan, report: Report, cancel: threading.Event) -> _LoadedMod
     )
     tokens = sorted(header.control_tokens, key=len, reverse=True)
     pattern = re.compile("|".join(map(re.escape, tokens))) if tokens else None
-    return _LoadedModel(engine, info, pattern)
+    return _LoadedModel(engine, info, checked.source, pattern)
 
 
 def _as_text(control_token: re.Pattern[str] | None, message: Message) -> Message:

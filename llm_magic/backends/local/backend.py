@@ -175,6 +175,10 @@ class LocalTransformersBackend(Backend):
             lambda _cancel: loader.unload(box), partial(explain_load, name)
         )
 
+    def is_current(self, name: str, model: str | None, _config: LoadConfig) -> bool:
+        """Return whether the files of a model are those that were loaded."""
+        return sources.is_current(self.local_model(name).source, model, self._settings())
+
     def stream(
         self, name: str, messages: Sequence[Message], config: GenerationConfig
     ) -> AsyncGenerator[Chunk, None]:
@@ -257,7 +261,9 @@ class LocalTransformersBackend(Backend):
         size, budget = loaded.prefix_cache.nbytes, loaded.prefix_cache.budget
         return {
             "decoding": loaded.decoding,
-            "prompt cache": f"{human_bytes(size)} of at most {human_bytes(budget)}",
+            "prompt cache": f"{human_bytes(size)} of at most {human_bytes(budget)}"
+            if budget
+            else "off",
         }
 
     def memory(self) -> MemoryUse:

@@ -77,6 +77,7 @@ def load(
         model,
         tokenizer,
         info,
+        local.main.source,
         PrefixCache(
             memory.prefix_budget(model.config.to_dict(), info.dtype, free) if keep_prefixes else 0
         ),

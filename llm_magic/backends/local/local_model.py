@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
     from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+    from llm_magic.backends.local.files.sources import Source
     from llm_magic.backends.local.generation.chat_template import PromptEncoder
     from llm_magic.backends.local.generation.constraint import Grammars
     from llm_magic.backends.local.generation.cuda_graph import StaticDecoder
@@ -33,6 +34,7 @@ class LocalModel:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     info: ModelInfo
+    source: Source
     prefix_cache: PrefixCache
     prefill_chunk_size: PrefillChunkSize
     static_decoder: StaticDecoder

@@ -205,7 +205,7 @@ class RemoteBackend(Backend):
                     lambda: self._list_models(server), lambda _progress: None, ANSWER_S
                 )
 
-    def is_current(self, name: str, config: LoadConfig) -> bool:
+    def is_current(self, name: str, _model: str | None, config: LoadConfig) -> bool:
         """Return whether a load would use the same address with the same key now, and reaches it."""
         remote = self._find_loaded(name)
         return not remote.failure and self._servers.is_of(config, remote.server)

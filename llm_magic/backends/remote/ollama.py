@@ -70,11 +70,12 @@ class _OllamaModel(RemoteModel):
     """A model on an Ollama server.
 
     `trained_length` is the context length that the model was trained for. `info.context_length` is
-    that of the runner, which is often shorter: 4,096 tokens by default.
+    that of the runner, which is often shorter: 4,096 tokens by default. It was read after a reply with
+    the value of ``num_ctx`` in `read_after`, which is empty before the first reply.
     """
 
     trained_length: int | None = None
-    has_read_context: bool = False
+    read_after: tuple[object, ...] = ()
 
 
 class OllamaLoadConfig(ServerLoadConfig):
@@ -302,16 +303,16 @@ class OllamaBackend(RemoteBackend):
                 raise server_errors.missing_reply_error(server.address, missing)
             yield last or Chunk(finish_reason="truncated", time=time.perf_counter())
             await answer.drain()
-        await self._update_context(remote)
+        await self._update_context(remote, config.extra.get("num_ctx"))
 
-    async def _update_context(self, remote: RemoteModel) -> None:
-        """Read the context length of the runner after the first reply.
+    async def _update_context(self, remote: RemoteModel, num_ctx: object) -> None:
+        """Read the context length of the runner after the first reply, and after one with another `num_ctx`.
 
         During the load, the runner may not exist, or have the context of another client's request.
         """
-        if not isinstance(remote, _OllamaModel) or remote.has_read_context:
+        if not isinstance(remote, _OllamaModel) or remote.read_after == (num_ctx,):
             return
-        remote.has_read_context = True
+        remote.read_after = (num_ctx,)
         # The reply is complete, and an error must not fail it.
         with contextlib.suppress(ServerError, TimeoutError):
             async with asyncio.timeout(_CONTEXT_S):

@@ -146,6 +146,13 @@ class _Line:
 
     def _setting(self, argument: Argument) -> Completions:
         """Return the values of the setting whose value is typed, else the names of others."""
+        if any(word.text == "--reset" for word in self._all):
+            offered = self._candidates.of(argument, self._typed.text, self._values())
+            return self._replacing(
+                c._replace(text=name)
+                for c in offered
+                if (name := c.text.removesuffix("=")) not in set(self._positional_tokens())
+            )
         name, equals, value = self._typed.text.partition("=")
         if equals and name:
             return self._replacing(self._candidates.setting(name, value), skip="=")

@@ -235,8 +235,9 @@ class _LineParser(argparse.ArgumentParser):
 
     def _pair(self, text: str) -> tuple[str, Any]:
         name, equals, value = text.partition("=")
-        if not equals:
-            raise OptionError(f"-p {text} has no value. Write -p key=value.")
+        if not equals or not name:
+            missing = "key" if equals else "value"
+            raise OptionError(f"-p {text} has no {missing}. Write -p key=value.")
         text = value.strip(_BLANKS)
         return name, json.loads(text) if json_end(text, 0, name) == len(text) else value
 
@@ -361,6 +362,10 @@ class _LineParser(argparse.ArgumentParser):
             self._raise_unexpected(unknown.split(" ")[0])
         names = prefix.removeprefix("argument ").split("/")
         found = next(one for one in arguments(self.magic.name) if one.names[-1] == names[-1])
+        if found.kind == "switch":
+            raise OptionError(
+                f"{self.prog}: {names[-1]} takes no value. Write {names[-1]} or omit it."
+            )
         following = zip(self._tokens, self._tokens[1:], strict=False)
         value = next((word for option, word in following if option in found.names), "")
         is_value = value.startswith("-") and value.partition("=")[0] not in self.names
@@ -374,6 +379,12 @@ class _LineParser(argparse.ArgumentParser):
             raise OptionError(
                 f"A backslash continues no line. Write all options of {self.prog} on one."
             )
+        from llm_magic.config.redaction import is_key
+
+        name, equals, _ = word.partition("=")
+        is_option = bool(equals) or word.startswith("-")
+        if (is_option and name.lstrip("-") in _KEY_WORDS) or is_key(word):
+            raise OptionError(_KEY_ADVICE)
         if not word.startswith("-"):
             quotes = unknown_options.in_quotes(self.magic, self._tokens, word)
             if self.magic.takes_prompt:
@@ -385,10 +396,7 @@ class _LineParser(argparse.ArgumentParser):
             advice = unknown_options.of_server(self.names, word) or quotes
             usage = f"Usage: {self.magic.usage}"
             raise OptionError(f"{self.prog}: unexpected argument {word!r}. {advice or usage}")
-        word = word.partition("=")[0]
-        if word.lstrip("-") in _KEY_WORDS:
-            raise OptionError(_KEY_ADVICE)
-        self._raise_unknown(word)
+        self._raise_unknown(name)
 
     def _raise_unknown(self, option: str) -> NoReturn:
         advice = unknown_options.equivalent(self.magic, option)

@@ -257,8 +257,8 @@ def _whole(
     if form == "value" and (table := value_table(response)) is not None:
         text = repr(table)
     if show_footer:
-        about = prepared.session_system, context or prepared.context, prepared.config.stop
-        below = footer(reply, response.info, *about)
+        turn = (context or prepared.context) if response.is_turn else None
+        below = footer(reply, response.info, prepared.session_system, turn, prepared.config.stop)
     else:
         below = ending(reply)
     return text, [*lines, *([below] if below else [])]

@@ -196,8 +196,9 @@ def footer(
 ) -> str:
     """Return the line below an answer: model, tokens, times, speed, memory, cost, how it ended.
 
-    `session_system` is the system prompt of the session, if it was sent; `context` precedes the turn of
-    a chat; one of the texts in `stop` may have ended the answer; `limit` is as in `incomplete_label`.
+    `session_system` is the system prompt of the session, if it was sent; `context` precedes the reply, if
+    it is a turn of a chat; one of the texts in `stop` may have ended it; `limit` is as in
+    `incomplete_label`.
     """
     usage, timing = reply.usage, reply.timing
     parts = [shown_name(reply.model)]
@@ -217,8 +218,7 @@ def footer(
         parts.append(dollars(usage.cost))
     if session_system:
         parts.append(system_label(session_system))
-    # An answer without text is no turn.
-    if context is not None and reply and reply.finish_reason != "truncated":
+    if context is not None:
         parts += _turn_labels(context)
     if stop and reply.finish_reason == "stop":
         parts.append(f"stop {' '.join(map(_json, stop))}")

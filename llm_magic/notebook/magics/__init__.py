@@ -82,6 +82,7 @@ def register(shell: InteractiveShell, session: Session) -> None:
         unregister(shell)
         raise
     use_magics(True)
+    session.is_configured = True
     for magics in groups:
         for event, callback in _callbacks(magics):
             shell.events.register(event, callback)

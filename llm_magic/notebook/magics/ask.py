@@ -72,7 +72,7 @@ class LLMMagics(SessionMagics):
 
     def __init__(self, shell: InteractiveShell, session: Session) -> None:
         changed: dict[str, object] = {}
-        if shell.config.get("LLMMagics"):
+        if shell.config.get("LLMMagics") and not session.is_configured:
             # c.LLMMagics.temperature = 0.2 in ipython_config.py
             declare(type(self))
             changed = {
@@ -88,7 +88,7 @@ class LLMMagics(SessionMagics):
         # The turns that are answered in the background.
         self._background_turns: list[BackgroundOutput] = []
         if changed:
-            # The user changed them before %reload_ext.
+            # Python code changed them before %load_ext.
             session.generation.update(**changed)
 
     @classmethod

@@ -14,6 +14,7 @@ from IPython.core.display_functions import display
 from IPython.core.magic import Magics, no_var_expand
 from IPython.core.magic import line_cell_magic as _line_cell_magic
 from IPython.core.magic import line_magic as _line_magic
+from traitlets.config import Config
 
 from llm_magic.notebook.arguments import HelpRequested
 from llm_magic.notebook.frontend import running_cell
@@ -79,7 +80,9 @@ class SessionMagics(Magics):
         self.began = time.perf_counter()
         # The latest outputs that were updated in place.
         self.areas: collections.deque[LiveArea] = collections.deque(maxlen=_MAX_AREAS)
-        super().__init__(shell)
+        # The configuration is applied once: ``%reload_ext`` keeps the settings of the session.
+        config = {"config": Config()} if session.is_configured else {}
+        super().__init__(shell, **config)
 
     @property
     def live(self) -> bool:

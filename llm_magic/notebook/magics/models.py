@@ -27,7 +27,8 @@ class ModelMagics(SessionMagics):
         from llm_magic.notebook.display import live_output
 
         options: Any = {"name": args["name"], "keep": bool(args["keep"]), **args.options}
-        label = args["model"] or session.settings.model or "the default model"
+        default = session.default_model(options.get("backend")) or "the default model"
+        label = args["model"] or default
         if args["bg"]:
             from llm_magic.notebook.display.background_output import show_load
 
@@ -66,22 +67,30 @@ class ModelMagics(SessionMagics):
 
         args = self.parse("llm_config", line)
         generation, before = self.session.generation, self.session.generation.values
+        if args["reset"]:
+            generation.reset(*self._names_to_reset(args))
+            names = [name for name, value in before if value != getattr(generation, name)]
+            return messages.changes_table(
+                before, generation.values, names, self.session.status().active
+            )
         changes, names = self._changes(args)
         if isinstance(system := changes.get("system"), str):
             changes["system"] = self._filled(system)
-        if args["reset"]:
-            if changes:
-                raise OptionError(
-                    "--reset and new values cannot be combined. Write only the names to reset."
-                )
-            generation.reset(*names)
-            names = [name for name, value in before if value != getattr(generation, name)]
-        elif changes:
+        if changes:
             generation.update(**changes)
         else:
             return messages.config_table(self.session, names)
         active = self.session.status().active
         return messages.changes_table(before, generation.values, names, active)
+
+    def _names_to_reset(self, args: Parsed) -> list[str]:
+        """Return the settings that a line with ``--reset`` names; none of them for all."""
+        names = [word.rstrip(",").replace("-", "_") for word in args["changes"]]
+        if args.options or not all(name.isidentifier() for name in names):
+            raise OptionError(
+                "--reset and new values cannot be combined. Write only the names to reset."
+            )
+        return names
 
     def _changes(self, args: Parsed) -> tuple[dict[str, object], list[str]]:
         """Return the settings to change, and the names of all settings on the line."""

@@ -38,6 +38,9 @@ class Setting(TraitType[Any, Any]):
         try:
             obj.session.generation.update(**{str(self.name): value})
         except OptionError as error:
+            if obj.session.is_configured:
+                # ``%config`` has stored it where the next ``%load_ext`` reads it.
+                obj.shell.config[type(obj).__name__].pop(self.name, None)
             raise ConfigError(f"{error}") from None
         now = self.get(obj)
         if now != before:

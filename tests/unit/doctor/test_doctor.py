@@ -154,6 +154,18 @@ def test_torch_that_fails_to_import_is_a_problem(site: Path, code: str, expected
     assert found.fix.startswith("pip install --force-reinstall torch")
 
 
+def test_working_folder_that_is_gone_is_no_problem_of_torch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    found = asyncio.run(machine.check_machine())
+    torch = named("torch", found)
+    assert (torch.state, torch.text) == ("problem", "the working folder no longer exists")
+    assert torch.fix == "import os; os.chdir(os.path.expanduser('~'))"
+
+
 def test_cache_folder_and_free_space_are_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -48,6 +48,20 @@ def test_one_chat_is_a_list_and_all_are_an_object(chats: Chats, tmp_path: Path) 
     assert Chats().load(every, "other") == ["other"]
 
 
+def test_put_takes_messages_as_generate_does(chats: Chats) -> None:
+    plain: list[Any] = [{"role": m.role, "content": m.content} for m in TALK]
+    chats.put("plain", plain)
+    assert chats.messages("plain") == TALK
+    wrong: list[Any] = [
+        [("user", "Hi")], "Hi", [{"role": "user"}], [Message("user", 5), Message("assistant", "x")],  # type: ignore[arg-type]
+        [*TALK, {"role": "user", "content": "Look", "image": "…"}],
+    ]  # fmt: skip
+    for messages in wrong:
+        with pytest.raises(OptionError, match=r"^Chat 'wrong', message \d: "):
+            chats.put("wrong", messages)
+    assert "wrong" not in chats
+
+
 def test_stale_turns_are_not_exported(chats: Chats, tmp_path: Path) -> None:
     first = chats.get("talk").turns[0]
     chats.put("talk", [*TALK, Message("user", "more"), Message("assistant", "less")], replace=True)
@@ -61,7 +75,8 @@ def test_existing_file_is_overwritten_only_with_replace(chats: Chats, tmp_path: 
     path = tmp_path / "talk.json"
     path.write_text("mine")
     with pytest.raises(
-        OptionError, match=r"talk\.json already exists\. Add --force to overwrite it\."
+        OptionError,
+        match=r"talk\.json already exists\. Add --force \(in Python: replace=True\) to overwrite it\.",
     ):
         chats.save(path, "talk")
     assert path.read_text() == "mine"

@@ -46,6 +46,16 @@ def test_none_counts_as_change() -> None:
     assert generation.changed == {"top_k"}
 
 
+def test_reset_of_an_unknown_option_is_an_error_and_changes_nothing() -> None:
+    generation = GenerationSettings(settings())
+    generation.update(temperature=0.2)
+    with pytest.raises(
+        OptionError, match=r"^'temprature' is not an option\. Did you mean \"temperature\"\?$"
+    ):
+        generation.reset("top_k", "temprature")
+    assert generation.changed == {"temperature"}
+
+
 def test_reset_reads_environment_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DEFAULT_LLM_TOP_K", "5")

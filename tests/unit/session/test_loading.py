@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from llm_magic.backends.base import TokenCount
-from llm_magic.errors import Interrupted, LLMMagicError, LoadFailed, LoadInProgress, ModelNotLoaded
+from llm_magic.errors import (
+    Interrupted,
+    LLMMagicError,
+    LoadFailed,
+    LoadInProgress,
+    ModelNotLoaded,
+    OptionError,
+)
 from llm_magic.session import Session
 from llm_magic.session.chats import Chat
 from llm_magic.session.requests import Request
@@ -50,6 +60,25 @@ def test_load_returns_the_model_and_what_was_unloaded(scripted: Pair) -> None:
     assert session.unload().name == "alias"
     with pytest.raises(ModelNotLoaded):
         session.generate("?")
+
+
+def test_model_can_be_a_path_and_no_other_object(scripted: Pair) -> None:
+    session, _ = scripted
+    assert session.load(Path("models") / "mine").name == "mine"
+    wrong: list[tuple[str, Callable[[Any], object]]] = [
+        ("the name of a model", session.load),
+        ("the name of a model", lambda name: session.load("org/b", name=name)),
+        ("the name of a model", session.use),
+        ("the name of a model", session.unload),
+        ("the name of a model", lambda name: session.generate("?", model=name)),
+        ("the name of a chat", lambda name: session.generate("?", chat=name)),
+    ]
+    for value in (5, ["a"], ""):
+        for what, call in wrong:
+            with pytest.raises(OptionError, match=rf"^{re.escape(repr(value))} .* {what}\b"):
+                call(value)
+    assert [info.name for info in session.status().models] == ["mine"]
+    assert session.chats.all() == []
 
 
 def test_settings_are_the_defaults_of_a_load() -> None:

@@ -194,13 +194,18 @@ def test_errors_name_calls_and_not_magics(tmp_path: Path) -> None:
         "llm.load(bg=True)",
         "llm.temperature",
         "llm.stop",
+        "llm.chats.save('all.json')",
+        "llm.chats.load('talk.json') and llm.chats.load('talk.json')",
+        "llm.chats.save('talk.json')",
     )
+    talk = [{"role": "user", "content": "1"}, {"role": "assistant", "content": "2"}]
+    (tmp_path / "talk.json").write_text(json.dumps(talk))
     body = (
         "from llm_magic.errors import LLMMagicError\n"
         "def error(call):\n"
         "    try: eval(call)\n"
         "    except LLMMagicError as raised: return str(raised)\n"
-        f"return [error(call) for call in {calls!r}]"
+        f"return [*(error(call) for call in {calls!r}), repr(llm.status())]"
     )
     errors = program(body, tmp_path)
     assert errors[0] == 'No model is loaded. Run llm.load() (or llm.load("MODEL")).'
@@ -209,4 +214,7 @@ def test_errors_name_calls_and_not_magics(tmp_path: Path) -> None:
     assert 'write key_env="MY_KEY"' in errors[3]
     assert errors[4] == "quantization works only with backend local, not with openai. Remove it."
     assert errors[5].endswith('Run llm.load("llama3.2", backend="ollama").')
+    assert errors[-4] == 'There is no chat to export. llm.generate(PROMPT, chat="NAME") starts one.'
+    assert errors[-3] == "There is already a chat 'talk'. Add replace=True to overwrite."
+    assert errors[-2] == "talk.json already exists. Add replace=True to overwrite it."
     assert not any("%" in error or "--" in error or " -b" in error for error in errors), errors

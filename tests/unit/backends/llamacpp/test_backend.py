@@ -46,6 +46,18 @@ def test_header_has_the_values_and_control_tokens_of_the_file(tiny: Path) -> Non
     assert header.control_tokens == tuple(SPECIAL_TOKENS)
 
 
+def test_changed_file_is_loaded_again(tmp_path: Path) -> None:
+    file = write_gguf(tmp_path / "mine.gguf")
+    session = Session(settings())
+    try:
+        session.load(str(file), backend="llamacpp")
+        assert session.load_with_details("mine", backend="llamacpp").was_loaded
+        os.utime(file, ns=(0, 0))
+        assert not session.load_with_details(str(file), backend="llamacpp").was_loaded
+    finally:
+        session.close()
+
+
 def test_damaged_file_is_one_error_and_the_process_goes_on(tiny: Path, tmp_path: Path) -> None:
     data = tiny.read_bytes()
     cut, renamed = tmp_path / "cut.gguf", tmp_path / "renamed.gguf"

@@ -368,7 +368,8 @@ def test_unknown_model_suggests_a_near_name(session: Session, name: str) -> None
         ("grok-4", "xai", "grok-4"), ("x-ai/grok-4", "xai", "grok-4"),
         ("llama-3.3-70b-versatile", "groq", "llama-3.3-70b-versatile"),
         ("meta-llama/Llama-3.3-70B-Instruct-Turbo", "together", "meta-llama/Llama-3.3-70B-Instruct-Turbo"),
-        ("openrouter/auto", "openrouter", "auto"),
+        ("openrouter/auto", "openrouter", "auto"), ("openai:gpt-4o", "openai", "gpt-4o"),
+        ("anthropic:claude-opus-4", "anthropic", "claude-opus-4"),
     ],
 )  # fmt: skip
 def test_name_of_a_hosted_model_is_known(model: str, backend: str, own: str) -> None:

@@ -557,6 +557,20 @@ def test_first_reply_updates_context_of_runner(session: Session, ollama: OllamaS
     assert context == "4,096 of at most 131,072 tokens (-p num_ctx=N)"
 
 
+def test_context_of_runner_follows_the_option_of_a_request(
+    session: Session, ollama: OllamaServer
+) -> None:
+    session.load("llama3.2", backend="ollama", base_url=ollama.url)
+    session.generate("hello")
+    for _ in range(2):
+        reply = session.generate("fox " * 5000, extra={"num_ctx": 8192}, max_new_tokens=5)
+        assert (reply.finish_reason, reply.context_full) == ("length", False)
+        assert session.status().backend_details["context"].startswith("8,192 of")
+    assert len(ollama.requests_to("/api/ps")) == 3, "once for each length"
+    session.generate("hello")
+    assert session.status().backend_details["context"].startswith("4,096 of")
+
+
 def test_load_reports_context_of_modelfile(session: Session) -> None:
     model = OllamaModel("small", parameters={"num_ctx": (64,), "stop": ("x",)})
     with OllamaServer([model]) as server:

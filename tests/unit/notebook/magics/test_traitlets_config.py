@@ -75,6 +75,28 @@ def test_invalid_value_is_a_config_error_and_changes_nothing(
     assert session.generation.changed == frozenset()
 
 
+def test_reload_keeps_settings_that_config_has_set_to_another_or_an_invalid_value(
+    shell: InteractiveShell, session: Session, caplog: pytest.LogCaptureFixture
+) -> None:
+    config(shell, "LLMMagics.temperature = 0.2")
+    config(shell, "LLMMagics.top_p = 0.4")
+    session.generation.reset("temperature")
+    with caplog.at_level(logging.ERROR):
+        config(shell, "LLMMagics.top_k = 0")
+    assert len(caplog.messages) == 1
+    # As %reload_ext does.
+    register(shell, session)
+    assert session.generation.config == GenerationConfig(top_p=0.4)
+    config(shell, "LLMMagics.seed = 3")
+    assert session.generation.seed == 3
+    # As %unload_ext and %load_ext do.
+    unregister(shell)
+    with scripted_session(load=False) as (other, _):
+        register(shell, other)
+        assert other.generation.config == GenerationConfig(temperature=0.2, top_p=0.4, seed=3)
+        unregister(shell)
+
+
 def test_observer_of_a_trait_is_called(shell: InteractiveShell, session: Session) -> None:
     (magics,) = (one for one in shell.configurables if isinstance(one, LLMMagics))
     seen = []

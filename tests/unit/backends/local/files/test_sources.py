@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from huggingface_hub import constants
 
 from llm_magic.backends.local import load_plan, memory
 from llm_magic.backends.local.files import gguf, sources
-from llm_magic.errors import LLMMagicError, LoadFailed, ModelNotFound, OutOfMemory
+from llm_magic.errors import LLMMagicError, LoadFailed, ModelNotFound, OptionError, OutOfMemory
 from llm_magic.session import Session
 from tests.local_models import SMOLLM2_BYTES, edited, local_session
 from tests.scripted import settings
@@ -97,6 +98,35 @@ def test_second_load_of_the_same_model_does_nothing(session: Session) -> None:
     first = session.load()
     result = session.load_with_details("SmolLM2-135M-Instruct")
     assert (result.was_loaded, result.info) == (True, first)
+
+
+@pytest.mark.usefixtures("no_network")
+def test_files_that_changed_and_another_folder_of_that_name_are_loaded(
+    session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = (tiny_llama(tmp_path / name / "mine", seed=7) for name in ("one", "two"))
+    monkeypatch.chdir(one.parent)
+    session.load("mine")
+    assert session.load_with_details("./mine").info.source == str(one)
+    assert session.load_with_details("./mine").was_loaded
+    before = session.generate("x", temperature=0, max_new_tokens=8)
+    tiny_llama(one, seed=8)
+    result = session.load_with_details("mine")
+    assert (result.was_loaded, result.info.source) == (False, str(one))
+    assert session.generate("x", temperature=0, max_new_tokens=8) != before
+    monkeypatch.chdir(two.parent)
+    result = session.load_with_details("mine")
+    assert (result.was_loaded, result.info.source) == (False, str(two))
+    # What is loaded needs its files no more.
+    shutil.rmtree(two)
+    assert session.load_with_details("mine").was_loaded
+
+
+@pytest.mark.usefixtures("no_network")
+@pytest.mark.parametrize("model", [None, "alpha", "one"])
+def test_revision_of_a_model_on_this_disk_is_an_error(session: Session, model: str | None) -> None:
+    with pytest.raises(OptionError, match="--revision selects a version on the hub"):
+        session.load(model, revision="main")
 
 
 @pytest.mark.usefixtures("no_network")
@@ -200,6 +230,23 @@ def test_local_folder_comes_from_the_environment(
         assert session.load().source == str(models / "alpha")
     finally:
         session.close()
+
+
+@pytest.mark.parametrize("backend", ["local", "llamacpp"])
+def test_default_model_of_another_backend_is_not_loaded(backend: str) -> None:
+    session = Session(settings(backend="ollama", model="qwen3:0.6b"))
+    try:
+        assert session.load(backend=backend).where == "bundled"
+    finally:
+        session.close()
+
+
+def test_models_in_the_folder_of_their_organization_are_listed(tmp_path: Path) -> None:
+    folder = tiny_llama(tmp_path / "org" / "mine")
+    with local_session(models_folder=tmp_path) as session:
+        assert {"org/mine"} <= {info.name for info in session.models()}
+        assert {"org/mine"} <= {info.name for info in session.known_models("local")}
+        assert session.load("Org/Mine").source == str(folder)
 
 
 def test_unreadable_entries_hide_no_others(tmp_path: Path) -> None:

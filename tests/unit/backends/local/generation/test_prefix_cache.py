@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -87,6 +88,14 @@ def test_answers_are_those_without_the_prefix_cache(
     assert any(reused[1])
     if template == CHATML and architecture not in {*STATES, "phi3"}:
         assert all(reused[1][1:3])
+
+
+def test_status_shows_whether_there_is_a_cache(tmp_path: Path) -> None:
+    folder = tiny_llama(tmp_path / "m")
+    for prefix_cache, shown in (("off", r"off"), ("on", r"0 kB of at most \d.*")):
+        with session_with(prefix_cache) as session:
+            session.load(str(folder))
+            assert re.fullmatch(shown, session.status().backend_details["prompt cache"])
 
 
 def test_next_turn_reads_only_new_tokens(tmp_path: Path) -> None:
