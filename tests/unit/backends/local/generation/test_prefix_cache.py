@@ -90,7 +90,7 @@ def test_answers_are_those_without_the_prefix_cache(
         assert all(reused[1][1:3])
 
 
-def test_status_shows_whether_there_is_a_cache(tmp_path: Path) -> None:
+def test_status_shows_the_size_of_the_cache_or_that_it_is_off(tmp_path: Path) -> None:
     folder = tiny_llama(tmp_path / "m")
     for prefix_cache, shown in (("off", r"off"), ("on", r"0 kB of at most \d.*")):
         with session_with(prefix_cache) as session:
