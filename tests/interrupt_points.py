@@ -1,11 +1,19 @@
-"""SIGINT at a given point of the next cell, from inside its kernel."""
+"""SIGINT at a given point of the next cell, from inside its kernel; or a sign that it is reached."""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
+import sys
+import threading
+import time
 from collections.abc import Callable
+from importlib.abc import MetaPathFinder
+from pathlib import Path
 from typing import Any
+
+from IPython import get_ipython
 
 
 def _interrupt() -> None:
@@ -37,3 +45,52 @@ def after_code(shell: Any) -> None:
         _interrupt()
 
     shell.events.register("post_run_cell", finish)
+
+
+def hold_import(name: str) -> threading.Event:
+    """Let the next import of a module wait until the returned event is set."""
+    held = _HeldImport(name)
+    sys.meta_path.insert(0, held)
+    return held.go
+
+
+class _HeldImport(MetaPathFinder):
+    def __init__(self, name: str) -> None:
+        self.name, self.go = name, threading.Event()
+
+    def find_spec(self, fullname: str, *_others: object) -> None:
+        """Wait, and let the others find the module."""
+        if fullname == self.name:
+            self.go.wait()
+
+
+def announce(is_there: Callable[[], object]) -> None:
+    """End `tests.kernels.Kernel.wait_for_announcement` once `is_there` returns something true.
+
+    In a file: what a thread prints comes with a delay, and in ipykernel 6 below another cell.
+    """
+    file = _announcement()
+
+    def wait() -> None:
+        while not is_there():
+            time.sleep(0.002)
+        file.touch()
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def announce_wait() -> None:
+    """Announce that the main thread waits where SIGINT ends the wait."""
+    usual = signal.getsignal(signal.SIGINT)
+    announce(lambda: signal.getsignal(signal.SIGINT) is not usual)
+
+
+def announce_await() -> None:
+    """Announce that the cell awaits what follows, and that a task that it waits for awaits, too."""
+    asyncio.get_running_loop().call_later(0.1, _announcement().touch)
+
+
+def _announcement() -> Path:
+    """Return the file that stands for the running cell."""
+    shell: Any = get_ipython()  # type: ignore[no-untyped-call]
+    return Path(os.environ["IPYTHONDIR"], shell.kernel.get_parent("shell")["header"]["msg_id"])
