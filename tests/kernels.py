@@ -94,7 +94,7 @@ def within_a_second() -> float:
 
     Whether it is one is not measured here: that takes a quiet machine.
     """
-    return max(2.5, 2.5 * os.getloadavg()[0] / (os.cpu_count() or 1))
+    return max(5.0, 2.5 * os.getloadavg()[0] / (os.cpu_count() or 1))
 
 
 class Kernel:

@@ -251,8 +251,8 @@ def stop_when(event: threading.Event) -> None:
     usual = signal.getsignal(signal.SIGINT)
 
     def press() -> None:
-        assert event.wait(5)
-        deadline = time.monotonic() + 5
+        assert event.wait(30)
+        deadline = time.monotonic() + 30
         while signal.getsignal(signal.SIGINT) is usual:
             assert time.monotonic() < deadline, "nothing waits"
             time.sleep(0.001)
