@@ -159,6 +159,29 @@ def test_wait_shows_progress_and_result_of_jobs(k: Kernel) -> None:
     assert "incomplete" in k.ok(f"%llm_wait {number}").text, "asked for by number, it says it again"
 
 
+def test_wait_and_stop_show_the_end_that_takes_long_to_draw(k: Kernel) -> None:
+    k.ok(
+        "from llm_magic.notebook.display.answer_view import RichView\n"
+        "usual = RichView.finish\n"
+        "def slow(view):\n    __import__('time').sleep(1.5)\n    usual(view)\n"
+        "RichView.finish = slow"
+    )
+    try:
+        for line, script, end in (
+            ("%llm_wait", "*whole_answer('whole')", "first after"),
+            ("%llm_stop", "'part', Hang()", "stopped by you; incomplete"),
+        ):
+            k.ok(f"backend.will({script})")
+            under = begun(k, "%%llm --bg -o job\nSay it.")
+            k.ok("while not job.text: __import__('time').sleep(0.01)")
+            # The update comes from the cell that waits: nbclient drops what comes after it.
+            ran = k.ok(line)
+            assert end in under.text
+            assert ran.updates == 1
+    finally:
+        k.ok("RichView.finish = usual")
+
+
 def test_stop(k: Kernel) -> None:
     k.ok("backend.will('one', Hang()); hang = Hang(); backend.will(hang)")
     cell = k.send("%%llm --bg -o job\nFirst.")

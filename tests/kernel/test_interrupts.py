@@ -122,23 +122,43 @@ def test_random_moments_in_a_row(k: Kernel, record_property: Callable[[str, obje
     until(lambda: set(k.threads()) <= set(threads), "there are more threads")
 
 
+_PRESS = "__import__('os').kill(__import__('os').getpid(), 2)"
+
+
+@pytest.mark.parametrize(("before", "after"), [(_PRESS, ""), ("", _PRESS)], ids=["before", "after"])
+def test_interrupt_beside_the_magic_is_one_of_the_cell(
+    scripted: Kernel, before: str, after: str
+) -> None:
+    scripted.ok("before = llm.last")
+    ran = scripted.run(f"{before}\n%llm Hello\n{after}")
+    assert ran.ename == "KeyboardInterrupt"
+    assert_partial_answer(scripted, ran)
+    assert scripted.value("llm.last is not before") is bool(after)
+
+
 @pytest.mark.parametrize(
     ("script", "error"),
     [
         ("Chunk(finish_reason='stop', usage=Usage(7, 0))", None),
+        (
+            "'one', Presses(), *whole_answer()",
+            "Stopped just after the answer was complete; it is in llm.last.",
+        ),
         ("'one', Hang()", "Stopped after 1 token; the answer so far is in llm.last."),
         ("Hang()", "Stopped before the first word."),
     ],
-    ids=["empty", "one token", "no token"],
+    ids=["empty", "complete", "one token", "no token"],
 )
 def test_every_answer_that_may_be_interrupted(
     scripted: Kernel, script: str, error: str | None
 ) -> None:
     scripted.ok("from llm_magic.types import Chunk, Usage\nfrom tests.scripted import Hang")
+    scripted.ok(f"class Presses(Hang):\n    async def wait(self): {_PRESS}")
     scripted.ok(f"backend.will({script})\nbefore = llm.last")
     cell = scripted.send("print('begun')\n%llm Hello")
-    scripted.wait_for_output(cell, "one" if "one" in script else "tiny")
-    scripted.interrupt()
+    if "Hang" in script:
+        scripted.wait_for_output(cell, "one" if "one" in script else "tiny")
+        scripted.interrupt()
     ran = scripted.wait(cell)
     assert (ran.status == "ok" or ran.error) == (error or True)
     assert_partial_answer(scripted, ran)

@@ -42,7 +42,9 @@ if TYPE_CHECKING:
 # An answer that is shown only once is not shown before its cell has ended, so that saved notebooks do
 # not depend on the speed of the machine.
 _AFTER_CELL_S = 0.3
-_CLOSE_S = 1.0
+# Until the thread that draws a job has drawn its end. It takes milliseconds, but on a busy machine the
+# first drawing imports for seconds, and nbclient would save the output without the end.
+_CLOSE_S = 15.0
 _ERROR = "color: var(--jp-error-color1, #d32f2f);"
 
 
