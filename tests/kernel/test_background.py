@@ -182,6 +182,25 @@ def test_wait_and_stop_show_the_end_that_takes_long_to_draw(k: Kernel) -> None:
         k.ok("RichView.finish = usual")
 
 
+def test_end_of_a_load_that_takes_long_to_draw_is_sent_again(k: Kernel) -> None:
+    k.ok("load = backend.hang('load')")
+    under = begun(k, "%llm_load org/other --bg --keep")
+    k.ok(
+        "from llm_magic.notebook.display.live_output import LoadView\n"
+        "usual = LoadView.finish\n"
+        "def slow(*args, **options):\n    __import__('time').sleep(1.5)\n    usual(*args, **options)\n"
+        "LoadView.finish = slow"
+    )
+    try:
+        first = k.ok("load.go.set()\nwhile llm.loading: __import__('time').sleep(0.001)")
+        # The first cell may end just before the load.
+        second = k.ok("1")
+        assert " · ready in " in under.text
+        assert first.updates + second.updates == 1
+    finally:
+        k.ok("LoadView.finish = usual; backend.trouble.clear()\n%llm_unload other\n%llm_use tiny")
+
+
 def test_stop(k: Kernel) -> None:
     k.ok("backend.will('one', Hang()); hang = Hang(); backend.will(hang)")
     cell = k.send("%%llm --bg -o job\nFirst.")

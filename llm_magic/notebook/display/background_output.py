@@ -250,17 +250,22 @@ def show_load(
         _show_with_next_cell(shell, future.done, unseen)
         return area
 
+    is_drawn = threading.Event()
+
     def finish(*_: object) -> None:
         lines, area.error_text = load_end()
         if lines:
             view.finish(lines)
         else:
             area.show("", "")
+        is_drawn.set()
 
     def send_again(_result: object) -> None:
         """Reach nbclient, which drops messages for a cell that has ended."""
         if future.done():
             shell.events.unregister("post_run_cell", send_again)
+            # The thread that ended the load may still draw that.
+            is_drawn.wait(_CLOSE_S)
             area.send_again()
 
     if is_live:
