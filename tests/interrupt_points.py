@@ -64,15 +64,15 @@ class _HeldImport(MetaPathFinder):
             self.go.wait()
 
 
-def announce(is_there: Callable[[], object]) -> None:
-    """End `tests.kernels.Kernel.wait_for_announcement` once `is_there` returns something true.
+def announce(is_reached: Callable[[], object]) -> None:
+    """End `tests.kernels.Kernel.wait_for_announcement` once `is_reached` returns something true.
 
     In a file: what a thread prints comes with a delay, and in ipykernel 6 below another cell.
     """
     file = _announcement()
 
     def wait() -> None:
-        while not is_there():
+        while not is_reached():
             time.sleep(0.002)
         file.touch()
 
@@ -92,5 +92,5 @@ def announce_await() -> None:
 
 def _announcement() -> Path:
     """Return the file that stands for the running cell."""
-    shell: Any = get_ipython()  # type: ignore[no-untyped-call]
+    shell: Any = get_ipython()
     return Path(os.environ["IPYTHONDIR"], shell.kernel.get_parent("shell")["header"]["msg_id"])

@@ -98,7 +98,7 @@ def top(panel: Panel) -> float:
     return float(panel.at(".llm-scroll").evaluate("box => box.scrollTop"))
 
 
-def is_at_rest(panel: Panel) -> bool:
+def stands_still(panel: Panel) -> bool:
     """Return whether the box does not scroll for a while, as it does after a wheel."""
     before = top(panel)
     panel.lab.page.wait_for_timeout(300)
@@ -115,7 +115,7 @@ def test_conversation_follows_answer_until_reader_scrolls_up(panel: Panel) -> No
     box.hover()
     panel.lab.page.mouse.wheel(0, -150)
     until(lambda: not is_at_end(panel), "it cannot be scrolled up")
-    until(lambda: is_at_rest(panel), "it scrolls on")
+    until(lambda: stands_still(panel), "it scrolls on")
     before, text = top(panel), panel.answer()
     go_on(panel)
     until(lambda: "line 59" in panel.answer() and "token" in panel.answer(), "it does not end")

@@ -27,14 +27,14 @@ def stop(k: Kernel, cell: str, word: str, delay: float) -> tuple[Ran, float]:
 
 def assert_stopped(k: Kernel, ran: Ran, error: str = "") -> None:
     """Check that nothing is loaded after ■, unless the load had just ended."""
+    count = k.value("len(llm.status().models)")
     if ran.status == "ok":
-        assert len(k.value("llm.status().models")) == 1
+        assert count == 1
         return
-    assert ran.ename == "Interrupted"
-    assert ran.error.startswith(error)
-    assert len(ran.traceback) == 1
+    is_late = ran.error.startswith("Stopped just after ")
+    assert (ran.ename, count, len(ran.traceback)) == ("Interrupted", int(is_late), 1)
+    assert is_late or ran.error.startswith(error)
     assert "<progress" not in ran.html
-    assert k.value("len(llm.status().models)") == 0
 
 
 def load_again(k: Kernel, model: str = "") -> Ran:
@@ -87,8 +87,8 @@ def test_while_a_file_is_converted(tmp_path: Path) -> None:
         _wait_until_no_child_is_left(k)
         partial = functools.partial(tmp_path.glob, "converted/*.partial")
         until(lambda: not list(partial()), "a partial folder is left")
-        converted = list(tmp_path.glob("converted/*/*.safetensors"))
-        assert len(converted) == (1 if ran.status == "ok" else 0)
+        # One if the conversion had just ended.
+        assert len(list(tmp_path.glob("converted/*/*.safetensors"))) <= 1
         load_again(k, str(file))
         assert len(list(tmp_path.glob("converted/*/*.safetensors"))) == 1
         assert k.process.children(recursive=True) == []

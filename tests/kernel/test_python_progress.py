@@ -59,11 +59,23 @@ def test_map_shows_one_line_that_is_gone_at_the_end(k: Kernel, call: str) -> Non
 
 
 def test_failed_rows_leave_their_count(k: Kernel) -> None:
-    k.ok("slow('a', seconds=1.5); backend.will(GenerationFailed('It broke.'))")
-    ran = k.ok("answers = llm.map('which {item}', range(2), workers=1)")
+    k.ok("held('a'); backend.will(GenerationFailed('It broke.'))")
+    cell = k.send("answers = llm.map('which {item}', range(2), workers=1)")
+    k.wait_for_output(cell, "0 of 2 rows")
+    k.release()
+    ran = k.wait(cell)
     assert re.fullmatch(r"tiny · 2 of 2 rows · 1 failed · 7 → 1 token · .* tokens/s", ran.text)
-    k.ok("backend.will('a', Pause(1.5), GenerationFailed('It broke.')); slow('b', seconds=1.5)")
-    ran = k.ok("for name in 'ab': llm.map(f'in a loop {name} {{item}}', [1])")
+    k.ok(
+        "hangs = [Hang(), Hang()]\n"
+        "backend.will('a', hangs[0], GenerationFailed('It broke.'))\n"
+        "backend.will('b', hangs[1], *whole_answer('.'))\n"
+        "at_release(lambda: hangs.pop(0).go.set())"
+    )
+    cell = k.send("for n in (1, 2): llm.map(f'in a loop {n} {{item}}', range(n), workers=1)")
+    for shown in ("0 of 1 row", "0 of 2 rows"):
+        k.wait_for_output(cell, shown)
+        k.release()
+    ran = k.wait(cell)
     assert "1 failed" in left(ran)[0]
     assert left(ran)[1:] == [""]
     # A map that sends failed rows again shows its progress, too.

@@ -189,14 +189,14 @@ def test_load_shows_its_progress_and_error_in_one_line(terminal: Terminal) -> No
 
 def test_background_answer_is_shown_by_wait(terminal: Terminal) -> None:
     assert "%llm_wait 1 shows its answer." in terminal.run("%llm --bg Hello there")
-    terminal.run(ended := "while llm.jobs.running: __import__('time').sleep(0.01)")
+    terminal.run(finished := "while llm.jobs.running: __import__('time').sleep(0.01)")
     shown = terminal.run("%llm_wait")
     assert shown.startswith("Hello there\n")
     assert "1    done   tiny" in shown
     assert fits(terminal.run("%llm_jobs"))
     terminal.run("%llm --bg One")
     terminal.run("%llm --bg Two")
-    terminal.run(ended)
+    terminal.run(finished)
     shown = terminal.run("%llm_wait 2 3")
     assert shown.startswith("Job 2\nOne\n")
     assert "\nJob 3\nTwo\n" in shown
