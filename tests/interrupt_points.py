@@ -9,8 +9,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from importlib.abc import MetaPathFinder
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from IPython import get_ipython
@@ -48,20 +50,36 @@ def after_code(shell: Any) -> None:
 
 
 def hold_import(name: str) -> threading.Event:
-    """Let the next import of a module wait until the returned event is set."""
+    """Let the next import of a module wait until the returned event is set; others go on."""
     held = _HeldImport(name)
     sys.meta_path.insert(0, held)
     return held.go
 
 
-class _HeldImport(MetaPathFinder):
+class _HeldImport(MetaPathFinder, Loader):
     def __init__(self, name: str) -> None:
         self.name, self.go = name, threading.Event()
+        self._loader: Any = None
 
-    def find_spec(self, fullname: str, *_others: object) -> None:
-        """Wait, and let the others find the module."""
-        if fullname == self.name:
-            self.go.wait()
+    def find_spec(self, fullname: str, *others: Any) -> ModuleSpec | None:
+        """Return the specification of the module with this loader: here all imports would wait."""
+        if fullname != self.name:
+            return None
+        finders: list[Any] = [finder for finder in sys.meta_path if finder is not self]
+        specs = (finder.find_spec(fullname, *others) for finder in finders)
+        spec: ModuleSpec = next(spec for spec in specs if spec is not None)
+        self._loader, spec.loader = spec.loader, self
+        return spec
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        """Wait, and create it."""
+        self.go.wait()
+        module: ModuleType | None = self._loader.create_module(spec)
+        return module
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Execute it."""
+        self._loader.exec_module(module)
 
 
 def announce(is_reached: Callable[[], object]) -> None:

@@ -63,7 +63,7 @@ def test_while_an_import_waits(fresh: Kernel) -> None:
     fresh.ok("from tests.interrupt_points import hold_import\ngo = hold_import('torch')")
     ran, latency = stop(fresh, fresh.send("%llm_load"), "importing torch", 0.3)
     assert (ran.ename, ran.error) == ("Interrupted", "Stopped loading the default model.")
-    assert_stopped(fresh, ran)
+    assert len(ran.traceback) == 1
     assert latency < within_a_second()
     fresh.ok("go.set()")
     load_again(fresh)
@@ -105,7 +105,7 @@ def test_waiting_for_a_load_can_be_stopped_and_the_load_goes_on(fresh: Kernel) -
     )
     fresh.ok("at_release(hold_import('torch').set)\n%llm_load --bg")
     cell = fresh.send("%llm -t 0 --max-new-tokens 2 Hello")
-    ran, latency = stop(fresh, cell, "Loading the default model: importing torch … ", 0.3)
+    ran, latency = stop(fresh, cell, "Loading the default model", 0.3)
     assert ran.ename == "Interrupted"
     assert "the model is still loading" in ran.error
     assert "Loading" not in ran.text, "it is not shown any more"

@@ -128,3 +128,5 @@ def test_workers_of_an_executor_answer_and_outlive_an_interrupt(
     assert k.value("[r.text for r in workers_llm.map('{item}', ['c', 'd'], on=pool)]") == ["c", "d"]
     assert len(worker_backend.loads(model)) == 3
     k.ok("pool.shutdown()\nworkers_llm.close()\nregister(get_ipython(), llm)")
+    # Other modules use the kernel, too: its help lists the backends.
+    k.ok(f"sys.path.remove({str(site)!r})")
