@@ -129,4 +129,7 @@ def test_workers_of_an_executor_answer_and_outlive_an_interrupt(
     assert len(worker_backend.loads(model)) == 3
     k.ok("pool.shutdown()\nworkers_llm.close()\nregister(get_ipython(), llm)")
     # Other modules use the kernel, too: its help lists the backends.
-    k.ok(f"sys.path.remove({str(site)!r})")
+    k.ok(
+        f"sys.path.remove({str(site)!r})\n"
+        "from llm_magic.backends import registry\nregistry.refresh()"
+    )
