@@ -24,8 +24,12 @@ _DATE = (
     rf"({_YEAR}-(0[1-9]|1[0-2])-{_DAY}|{_YEAR}-(0[13-9]|1[0-2])-(29|30)"
     rf"|{_YEAR}-(0[13578]|1[02])-31|{_LEAP_YEAR}-02-29)"
 )
-_TIME = rf"([01][0-9]|2[0-3]):{_SECOND}:{_SECOND}(\.[0-9]{{1,6}})?(Z|[+-](0[0-9]|1[0-3]):{_SECOND})"
-_PATTERNS = {"date": f"^{_DATE}$", "time": f"^{_TIME}$", "date-time": f"^{_DATE}T{_TIME}$"}
+_CLOCK = rf"([01][0-9]|2[0-3]):{_SECOND}:{_SECOND}(\.[0-9]{{1,6}})?"
+_TIME = rf"{_CLOCK}(Z|[+-](0[0-9]|1[0-3]):{_SECOND})"
+DATE = f"^{_DATE}$"
+# A date with a time, without a time zone: no format of JSON schemas.
+NAIVE_DATETIME = f"^{_DATE}T{_CLOCK}$"
+_PATTERNS = {"date": DATE, "time": f"^{_TIME}$", "date-time": f"^{_DATE}T{_TIME}$"}
 # What limits a string in another way.
 _STRING_FORMS = ("enum", "const", "pattern", "format", "maxLength")
 # What describes an object in another way.

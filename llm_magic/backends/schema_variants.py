@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 # The keywords with schemas by name, with lists of schemas, and with one schema.
@@ -18,6 +19,8 @@ SINGLE = frozenset(
 _OPEN = frozenset(
     {"additionalProperties", "unevaluatedProperties", "patternProperties", "$ref", "if"}
 )
+# Beside these, `propertyNames` is not the only keyword that names fields.
+_NAMING = (_OPEN - {"additionalProperties"}) | LISTS | {"properties"}
 # What only people read.
 _ANNOTATIONS = frozenset({"title", "$schema", "$id", "examples", "default"})
 Change = Callable[[dict[str, Any]], dict[str, Any]]
@@ -50,17 +53,43 @@ def closed(schema: Mapping[str, Any]) -> dict[str, Any]:
     A JSON schema allows any other field, and a model would add some. Where other keywords can name
     fields, an object stays as it is.
     """
-    found: dict[str, Any] = mapped({**schema}, _close)
+    found: dict[str, Any] = mapped({**schema}, partial(_close, schema.get("$defs")))
     return found
 
 
-def _close(schema: dict[str, Any]) -> dict[str, Any]:
+def _close(definitions: object, schema: dict[str, Any]) -> dict[str, Any]:
+    if "propertyNames" in schema and not _NAMING & schema.keys():
+        return _with_names(schema, definitions)
     combined = [keyword for keyword in ("allOf", "anyOf", "oneOf") if keyword in schema]
     if "allOf" in schema or (combined and "properties" in schema):
         # Each part would forbid the fields of the others, and those beside it.
         return {**schema, **{key: [_opened(part) for part in schema[key]] for key in combined}}
     if "properties" in schema and not _OPEN & schema.keys():
         return {**schema, "additionalProperties": False}
+    return schema
+
+
+def _with_names(schema: dict[str, Any], definitions: object) -> dict[str, Any]:
+    """Return a schema of a dict whose keys are labels or match a pattern, without ``propertyNames``.
+
+    Most engines and servers do not support that keyword. Other keys stay as they are.
+    """
+    names, value = schema["propertyNames"], schema.get("additionalProperties", {})
+    if isinstance(names, dict) and isinstance(definitions, dict) and "$ref" in names:
+        names = definitions.get(str(names["$ref"]).removeprefix("#/$defs/"))
+    if not isinstance(names, dict):
+        return schema
+    others = {
+        keyword: inner
+        for keyword, inner in schema.items()
+        if keyword not in {"propertyNames", "additionalProperties"}
+    }
+    labels = names.get("enum", [names.get("const")])
+    if isinstance(labels, list) and all(isinstance(label, str) for label in labels):
+        return {**others, "properties": dict.fromkeys(labels, value), "additionalProperties": False}
+    if names.keys() - {"type", *_ANNOTATIONS} == {"pattern"}:
+        keys = {names["pattern"]: value}
+        return {**others, "patternProperties": keys, "additionalProperties": False}
     return schema
 
 

@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, get_args, get_origin
 
+from llm_magic.backends.json_schema import DATE, NAIVE_DATETIME
 from llm_magic.backends.remote.structures import ANSWER
 from llm_magic.backends.schema_variants import closed, compact, is_object, mapped
 from llm_magic.config.commands import option
@@ -55,6 +56,8 @@ _TYPES: Mapping[str, Any] = {
 _FORMATS = frozenset({
     "date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri",
 })  # fmt: skip
+# The keys of dicts, by their type in pydantic.
+_KEY_PATTERNS = {"int": "^(0|-?[1-9][0-9]{0,17})$", "date": DATE}
 _QUOTES = " \t\n\"'`*"
 _SHORT_TYPES = "str, int, float, bool, list or list[int]"
 
@@ -215,7 +218,7 @@ def _of_adapter(named: Any, name: str, by: By) -> AnswerType:
 
 
 def _schema_of(adapter: TypeAdapter[Any]) -> dict[str, Any]:
-    """Return the JSON schema of a type of pydantic, in which a decimal number is a number only."""
+    """Return the JSON schema of a type of pydantic, without what it accepts, too, or what it refuses."""
     from pydantic.json_schema import GenerateJsonSchema
 
     class Generate(GenerateJsonSchema):
@@ -224,6 +227,20 @@ def _schema_of(adapter: TypeAdapter[Any]) -> dict[str, Any]:
             found: dict[str, Any] = super().decimal_schema(schema)
             number: dict[str, Any] = next(iter(found.get("anyOf", ())), found)
             return number
+
+        def dict_schema(self, schema: Any) -> dict[str, Any]:
+            """Return the schema, in which every key has the pattern of its type: in JSON, keys are texts."""
+            found: dict[str, Any] = super().dict_schema(schema)
+            pattern = _KEY_PATTERNS.get(schema.get("keys_schema", {}).get("type"))
+            if "patternProperties" in found:
+                return {**found, "additionalProperties": False}
+            return {**found, "propertyNames": {"pattern": pattern}} if pattern else found
+
+        def datetime_schema(self, schema: Any) -> dict[str, Any]:
+            """Return the schema; the format ``date-time`` has a time zone, which pydantic may refuse."""
+            if schema.get("tz_constraint") == "naive":
+                return {"type": "string", "pattern": NAIVE_DATETIME}
+            return super().datetime_schema(schema)
 
     return adapter.json_schema(schema_generator=Generate)
 

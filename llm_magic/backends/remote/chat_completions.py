@@ -91,7 +91,8 @@ class ReplyReader:
         )
 
     def _read_usage(self, usage: object) -> None:
-        if not isinstance(usage, dict):
+        # Some servers send an empty usage after the counts.
+        if not usage or not isinstance(usage, dict):
             return
         self._usage = Usage(
             whole_number(usage.get("prompt_tokens")),

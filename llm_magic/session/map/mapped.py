@@ -7,7 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, NoReturn, overload
 
 from llm_magic.errors import OptionError
 from llm_magic.session.map.outcome import Outcome, State
@@ -69,7 +69,8 @@ class Mapped(Sequence[Reply | None]):
 
     An item is a `Reply`, or None for a row that failed, was not sent because a value is missing, or is
     pending. While the map runs, the answers fill in. The `messages` of a reply are empty, because the
-    prompts of all rows would take the memory of the data once more.
+    prompts of all rows would take the memory of the data once more. To store or to copy the answers, use
+    ``list(mapped)`` or `frame`.
     """
 
     def __init__(
@@ -91,6 +92,12 @@ class Mapped(Sequence[Reply | None]):
         self.answer_type: AnswerType | None = None
         # How many rows run at once, and the most rows that start in a second.
         self.at_once, self.rate = 1, math.inf
+
+    def __reduce__(self) -> NoReturn:
+        raise OptionError(
+            "The result of a map cannot be pickled or copied: it can send its rows again. Use list(mapped)"
+            " or mapped.frame()."
+        )
 
     # -- the answers --------------------------------------------------------------------------
 

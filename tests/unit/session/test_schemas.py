@@ -13,13 +13,23 @@ from collections.abc import Iterator
 from datetime import date
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pandas as pd
 import pytest
-from pydantic import UUID4, BaseModel, ConfigDict, Field, IPvAnyAddress, field_validator
+from pydantic import (
+    UUID4,
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    IPvAnyAddress,
+    NaiveDatetime,
+    field_validator,
+)
 from typing_extensions import TypedDict
 
+from llm_magic.backends.json_schema import DATE, NAIVE_DATETIME
 from llm_magic.errors import InvalidReply, OptionError
 from llm_magic.session import Session
 from llm_magic.types import Structure
@@ -62,6 +72,11 @@ class Movie(TypedDict):
 
 class Plain:
     """No type of answers: pydantic has no schema for it."""
+
+
+class Mood(enum.Enum):
+    JOY = "joy"
+    FEAR = "fear"
 
 
 class Level(enum.IntEnum):
@@ -164,6 +179,8 @@ def test_backend_gets_no_constraint_that_only_pydantic_checks(made: Made) -> Non
         day: date
         unique: UUID4 = Field(alias="uniqueItems")
         price: Decimal
+        start: NaiveDatetime
+        end: AwareDatetime
 
     properties = json.loads(structure(made, schema=Found).source)["properties"]
     assert [{k: v for k, v in one.items() if k != "title"} for one in properties.values()] == [
@@ -173,11 +190,50 @@ def test_backend_gets_no_constraint_that_only_pydantic_checks(made: Made) -> Non
         {"type": "string", "format": "date"},
         {"type": "string", "format": "uuid"},
         {"type": "number"},
+        {"type": "string", "pattern": NAIVE_DATETIME},
+        {"type": "string", "format": "date-time"},
     ]
-    assert list(properties) == ["tags", "file", "host", "day", "uniqueItems", "price"]
+    names = ["tags", "file", "host", "day", "uniqueItems", "price", "start", "end"]
+    assert list(properties) == names
     # A JSON schema stays as it is.
     given = {"type": "array", "uniqueItems": True}
     assert json.loads(structure(made, schema=given).source) == given
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        (int, {"patternProperties": {"^(0|-?[1-9][0-9]{0,17})$": {"type": "number"}}}),
+        (date, {"patternProperties": {DATE: {"type": "number"}}}),
+        (
+            Annotated[str, Field(pattern="^a+$")],
+            {"patternProperties": {"^a+$": {"type": "number"}}},
+        ),
+        (Literal["a", "b"], {"properties": {"a": {"type": "number"}, "b": {"type": "number"}}}),
+        (Literal["a"], {"properties": {"a": {"type": "number"}}}),
+        (Mood, {"properties": {"joy": {"type": "number"}, "fear": {"type": "number"}}}),
+    ],
+)
+def test_keys_of_a_dict_are_those_of_its_type(made: Made, keys: Any, expected: object) -> None:
+    schema = json.loads(structure(made, schema=dict[keys, float]).source)
+    schema.pop("$defs", None)
+    assert schema == {"type": "object", **expected, "additionalProperties": False}  # type: ignore[dict-item]
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"propertyNames": {"maxLength": 3}},
+        {"propertyNames": {"pattern": "^a", "maxLength": 3}},
+        {"propertyNames": {"enum": ["a"]}, "properties": {"a": {}}},
+        {"propertyNames": {"$ref": "#/$defs/B"}, "$defs": {"A": {}}},
+        {"propertyNames": {"enum": ["a", 1]}},
+        {"propertyNames": False},
+    ],
+)
+def test_other_names_of_fields_stay_as_they_are(made: Made, schema: dict[str, Any]) -> None:
+    found = json.loads(structure(made, schema=schema).source)
+    assert found.items() >= schema.items()
 
 
 def test_file_names_a_schema(made: Made, tmp_path: Path) -> None:

@@ -195,6 +195,8 @@ def test_usage_in_every_chunk_is_not_summed(session: Session, server: FaultServe
     two = {**delta("b", finish="stop"), "usage": counts(5, 2)}
     server.will(CHAT, *sse(one, two))
     assert session.generate("?").usage == Usage(5, 2, None)
+    server.will(CHAT, *sse(one, two, {"choices": [], "usage": {}}))
+    assert session.generate("?").usage == Usage(5, 2, None)
     cached = usage(5, 2)
     cached["usage"]["prompt_tokens_details"] = {"cached_tokens": 4}
     server.will(CHAT, *sse(delta("b", finish="stop"), cached))

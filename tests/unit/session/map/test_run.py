@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import itertools
 import math
+import pickle
 import threading
 import time
 from collections.abc import Iterator
@@ -60,10 +62,14 @@ def test_answers_are_replies_in_the_order_of_the_rows(scripted: Pair) -> None:
     assert (mapped.pending, mapped.errors, mapped.cut, mapped.missing) == ([], {}, [], [])
     assert session.last is None
     lines = repr(mapped).splitlines()
-    assert lines[0].startswith("<Mapped: 50 rows, 100 tokens, 0.")
+    assert lines[0].startswith("<Mapped: 50 rows, 100 tokens, ")
     assert lines[1:] == [*(f"  {i}: 'say {i}'" for i in range(5)), "  … 45 more rows"]
     with pytest.raises(IndexError):
         mapped[50]
+    for copied in (copy.copy, copy.deepcopy, pickle.dumps):
+        with pytest.raises(OptionError, match=r"Use list\(mapped\) or mapped\.frame\(\)\.$"):
+            copied(mapped)
+    assert pickle.loads(pickle.dumps(list(mapped))) == list(mapped)
 
 
 def test_usage_of_0_along_with_words_is_unknown(scripted: Pair) -> None:

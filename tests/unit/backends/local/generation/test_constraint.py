@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from datetime import date, datetime
+from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jsonschema  # type: ignore[import-untyped]
 import pytest
+from pydantic import AwareDatetime, BaseModel, NaiveDatetime, TypeAdapter
 from tokenizers import AddedToken
 from transformers import AutoTokenizer
 
@@ -65,6 +68,13 @@ SCHEMAS: list[dict[str, Any]] = [
         ]
     },
 ]
+
+
+class Mood(Enum):
+    JOY = "joy"
+    FEAR = "fear"
+
+
 PROMPT = "Describe Ada Lovelace, who was 36 years old."
 ANYTHING = Structure("regex", r"(?s:.*)")
 
@@ -133,6 +143,26 @@ def test_answer_of_a_random_model_is_valid(
             jsonschema.validate(reply.json(), value)
         else:
             assert value in SCHEMAS[1:2] + SCHEMAS[6:7], "only lists of objects may take so long"
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_times_have_a_zone_or_none(smollm: Session, seed: int) -> None:
+    class Flight(BaseModel):
+        start: NaiveDatetime
+        end: AwareDatetime
+        call: datetime
+
+    about: dict[str, Any] = {"temperature": 1.5, "seed": seed, "max_new_tokens": 200}
+    flight = smollm.generate("When is the next flight?", schema=Flight, **about).value
+    assert flight.start.tzinfo is None
+    assert flight.end.tzinfo is not None
+
+
+@pytest.mark.parametrize("keys", [int, date, Literal["joy", "fear"], Mood])
+def test_keys_of_a_dict_are_of_their_type(smollm: Session, keys: Any) -> None:
+    about: dict[str, Any] = {"temperature": 1.5, "seed": 2, "max_new_tokens": 400}
+    found = smollm.generate("Count them.", schema=dict[keys, Literal[1, 2]], **about).value
+    TypeAdapter(dict[keys, int]).validate_python(found, strict=True)
 
 
 @pytest.mark.parametrize("about", [{"temperature": 0}, {"temperature": 0.9, "seed": 5}])
