@@ -307,8 +307,10 @@ def test_local_jobs_wait_for_their_turn(loaded: Kernel) -> None:
     # The second cannot share steps.
     for name, option in (("first", ""), ("second", "-p no_repeat_ngram_size=3")):
         # So long that neither has ended before it is stopped.
-        option += " -p min_new_tokens=4000"
-        cell = f"%%llm --bg -o {name} --max-new-tokens 4000 --seed 1 {option}\nWrite a story."
+        length = f"-t 0 --max-new-tokens 2000 {option}"
+        cell = (
+            f"%%llm --bg -o {name} {length}\nWrite a very long story about a fox, with all details."
+        )
         assert loaded.ok(cell).seconds < within_a_second()
     loaded.ok(
         "while 'waiting' in (first.state, second.state): __import__('time').sleep(0.01)\n"
