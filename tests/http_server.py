@@ -18,7 +18,7 @@ from tests.exchange import Exchange, Reader, Received, open_streams, read_reques
 from tests.wire import Step
 
 _HOST = "127.0.0.1"
-_TIMEOUT_S = 10
+_TIMEOUT_S = 30
 
 
 class HttpServer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import asyncio
 import contextlib
 import os
@@ -250,14 +251,24 @@ def stop_when(event: threading.Event) -> None:
     usual = signal.getsignal(signal.SIGINT)
 
     def press() -> None:
-        assert event.wait(5)
-        deadline = time.monotonic() + 5
+        assert event.wait(30)
+        deadline = time.monotonic() + 30
         while signal.getsignal(signal.SIGINT) is usual:
             assert time.monotonic() < deadline, "nothing waits"
             time.sleep(0.001)
         os.kill(os.getpid(), signal.SIGINT)
 
     threading.Thread(target=press, daemon=True).start()
+
+
+def at_release(act: Callable[[], object]) -> None:
+    """Call a function on a thread of its own when `tests.kernels.Kernel.release` is called."""
+
+    def release(_signal: int, _frame: object) -> None:
+        # Not `threading`: its locks may be taken by what the signal interrupted.
+        _thread.start_new_thread(act, ())
+
+    signal.signal(signal.SIGUSR2, release)
 
 
 def read(chunks: Iterable[Chunk], take: Callable[[Chunk], object]) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 
 def until(
-    true: Callable[[], object], otherwise: str = "it does not come", within: float = 10.0
+    true: Callable[[], object], otherwise: str = "it does not come", within: float = 30.0
 ) -> None:
     """Wait until `true` returns something true; fails with `otherwise` after `within` seconds."""
     deadline = time.monotonic() + within

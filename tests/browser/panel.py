@@ -20,6 +20,22 @@ register(get_ipython(), llm)
 %llm_load tiny
 """.strip()
 
+# A cell that runs until this file is in the folder of the notebook, however slow the page is.
+GO_ON = "go-on"
+WAIT = f"import pathlib, time\nwhile not pathlib.Path({GO_ON!r}).exists(): time.sleep(0.05)"
+# The same for an answer: the script of `held` has a step that waits.
+HELD = f"""
+import threading
+from tests.scripted import Hang
+def held(before, after):
+    hang = Hang()
+    def go_on():
+        while not pathlib.Path({GO_ON!r}).exists(): time.sleep(0.05)
+        hang.go.set()
+    threading.Thread(target=go_on, daemon=True).start()
+    backend.will(*before, hang, *after)
+"""
+
 
 class Panel:
     """One panel; `box` is its place in the page."""

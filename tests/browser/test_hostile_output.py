@@ -246,19 +246,19 @@ def test_an_answer_is_typeset_follows_the_theme_and_fits_its_cell(lab: Lab, tmp_
     for width in (1200, 600):
         lab.page.set_viewport_size({"width": width, "height": 1400})
         lab.page.wait_for_timeout(300)
-        wide = lab.output(1).evaluate(_WIDTHS)
-        assert wide == [0, [True] * 4]
+        until(lambda: lab.output(1).evaluate(_WIDTHS) == [0, [True] * 4], f"too wide at {width}")
     assert lab.output(1).get_by_text("deep").bounding_box()["width"] > 100  # type: ignore[index]
     lab.run(2)
     dry_run = lab.output(2)
     dry_run.get_by_text("nothing was sent").wait_for()
+    excess = "cell => cell.scrollWidth - cell.clientWidth"
     prose, rows = dry_run.locator("td").nth(1), dry_run.locator("td > div")
     for width in (1200, 600):
         lab.page.set_viewport_size({"width": width, "height": 1400})
         lab.page.wait_for_timeout(300)
-        assert dry_run.evaluate("cell => cell.scrollWidth - cell.clientWidth") == 0
+        until(lambda: dry_run.evaluate(excess) == 0, f"too wide at {width}")
         # The rows of the table are not wrapped but scroll; the prose is wrapped.
-        assert [row.evaluate(_LINES) for row in rows.all()] == [[23, True]]
+        until(lambda: [row.evaluate(_LINES) for row in rows.all()] == [[23, True]], "wrapped rows")
         lines, scrolls = prose.evaluate(_LINES)
         assert lines > 1
         assert not scrolls

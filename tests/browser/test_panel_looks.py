@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterator
 
@@ -60,6 +61,13 @@ def narrow(lab: Lab, width: int) -> None:
     lab.page.wait_for_timeout(500)
 
 
+def assert_soon(panel: Panel, script: str, expected: object) -> None:
+    """Wait until a script finds what is expected: a page lays itself out in its own time."""
+    with contextlib.suppress(AssertionError):
+        until(lambda: panel.box.evaluate(script) == expected)
+    assert panel.box.evaluate(script) == expected
+
+
 # What sticks out of the panel or of its field to the right, and texts that are cut off.
 _TOO_WIDE = """box => {
     const right = box.getBoundingClientRect().right, found = [];
@@ -96,8 +104,8 @@ def test_it_fits_narrow_and_wide_pages_in_both_themes(full: Panel, theme: str) -
     lab.theme(theme)
     for width in (600, 760, 820, 900, 1000, 1500):
         narrow(lab, width)
-        assert panel.box.evaluate(_TOO_WIDE) == [], width
-        assert panel.box.evaluate(_LABEL_HEIGHTS) == [17], width
+        assert_soon(panel, _TOO_WIDE, [])
+        assert_soon(panel, _LABEL_HEIGHTS, [17])
         assert panel.button("Load").is_visible()
 
 
@@ -143,7 +151,12 @@ def test_every_word_can_be_read_in_both_themes(full: Panel, theme: str) -> None:
     panel, lab = full, full.lab
     lab.theme(theme)
     lab.page.wait_for_timeout(500)
-    assert panel.box.evaluate(_FAINT) == []
+    assert_soon(panel, _FAINT, [])
+
+
+def _names(panel: Panel) -> list[str]:
+    tree = panel.box.aria_snapshot()
+    return re.findall(rf'^\s*- (?:{_INTERACTIVE}) "([^"]+)"', tree, re.MULTILINE)
 
 
 def test_every_control_has_a_name(full: Panel) -> None:
@@ -153,10 +166,9 @@ def test_every_control_has_a_name(full: Panel) -> None:
         lab.page.wait_for_timeout(400)
         tree = panel.box.aria_snapshot()
         assert re.findall(rf"^\s*- (?:{_INTERACTIVE})(?! \")[^\n]*$", tree, re.MULTILINE) == []
-    names = re.findall(rf'^\s*- (?:{_INTERACTIVE}) "([^"]+)"', tree, re.MULTILINE)
-    assert {"Load", "Send", "Prompt", "System prompt", "Model", "temperature", "Device"} <= set(
-        names
-    )
+    expected = {"Load", "Send", "Prompt", "System prompt", "Model", "temperature", "Device"}
+    until(lambda: expected <= set(_names(panel)), "a control is missing")
+    names, tree = _names(panel), panel.box.aria_snapshot()
     assert len(set(names)) == len(names), "two controls have the same name"
     assert tree.count('img "changed"') == panel.at(".llm-changed .llm-mark").count() == 2
     assert tree.count('- img "') == 2, "a mark of an unchanged setting is read aloud"

@@ -47,7 +47,7 @@ def test_answer_is_completed_in_a_page_that_is_loaded_again(lab: Lab, tmp_path: 
 
     _leave(lab, 2, _INCOMPLETE)
     lab.show(lab.name, is_idle=False)
-    assert lab.text(2).startswith("The start\n")
+    until(lambda: lab.text(2).startswith("The start\n"), "the saved output")
     (tmp_path / "1").touch()
     until(lambda: lab.text(2).startswith("The start and the end.\n\ntiny · "), "while it runs")
 
@@ -58,7 +58,7 @@ def test_answer_is_completed_in_a_page_that_is_loaded_again(lab: Lab, tmp_path: 
     assert [output["metadata"] for output in lab.outputs(3)] == [{}]
     # A cell that runs again is shown as usual.
     lab.run(2)
-    assert lab.text(2).startswith("One\n\ntiny · ")
+    until(lambda: lab.text(2).startswith("One\n\ntiny · "), "run again")
 
 
 def test_loads_and_waits_are_completed_in_a_page_that_is_loaded_again(
@@ -76,7 +76,8 @@ def test_loads_and_waits_are_completed_in_a_page_that_is_loaded_again(
     lab.run(1)
     _leave(lab, 2, "Loading second: ")
     lab.show(lab.name, is_idle=False)
-    assert [lab.text(1)[:14], lab.text(2)[:14]] == ["Loading second"] * 2
+    loading = ["Loading second"] * 2
+    until(lambda: [lab.text(1)[:14], lab.text(2)[:14]] == loading, "the saved outputs")
     (tmp_path / "1").touch()
     until(lambda: lab.text(1).startswith("second · "), "the load, while a cell runs")
     until(lambda: lab.text(2) == "The active model is second.", "the wait, while it runs")

@@ -19,6 +19,7 @@ from llm_magic.errors import (
 from llm_magic.types import Chunk
 from tests.contract.conftest import QUESTION, REMOTE, Under
 from tests.kernels import within_a_second
+from tests.until import until
 from tests.wire import Cut, Hold, delta, ndjson, sse
 
 every = pytest.mark.parametrize("under", ["local", "llamacpp", "echo", *REMOTE], indirect=True)
@@ -203,10 +204,8 @@ def test_unload_leaves_nothing(under: Under) -> None:
     left = {t.name for t in threading.enumerate()} - before
     assert not {name for name in left if name.startswith("llm_magic")}
     if under.server is not None:
-        deadline = time.monotonic() + 2
-        while under.server.open_now and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert under.server.open_now == 0
+        server = under.server
+        until(lambda: server.open_now == 0, "a connection is left open")
 
 
 @remote

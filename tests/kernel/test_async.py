@@ -9,9 +9,14 @@ import pytest
 
 from tests.fault_server import CHAT, FaultServer
 from tests.kernels import ROOT, Kernel, kernel, within_a_second
-from tests.wire import Hold, delta, sse
+from tests.wire import Hold, delta, sse, sse_words
 
 VERSIONS = ["", "6.31.0", "7.3.0"]
+# Once so many answers have text.
+_ANNOUNCE = """from tests import interrupt_points
+from tests.scripted import at_release
+def announce(count=1):
+    interrupt_points.announce(lambda: sum(bool(one.text) for one in llm.answering) >= count)"""
 
 
 @pytest.fixture(scope="module")
@@ -24,6 +29,7 @@ def server() -> Iterator[FaultServer]:
 def k(request: pytest.FixtureRequest, server: FaultServer) -> Iterator[Kernel]:
     with kernel(request.param or None) as k:
         k.ok(f"import sys; sys.path.insert(0, {str(ROOT)!r})")
+        k.ok(_ANNOUNCE)
         k.ok("%load_ext llm_magic\nfrom llm_magic import llm\nimport asyncio, time")
         k.ok(f"%llm_load tiny -b openai --base-url {server.url}")
         yield k
@@ -40,26 +46,32 @@ def fast(server: FaultServer) -> Iterator[FaultServer]:
 def test_agenerate_and_astream(k: Kernel, fast: FaultServer) -> None:
     k.ok("reply = await llm.agenerate('Say these words.')")
     assert k.value("(reply.text, reply.finish_reason)") == ("Say these words.", "stop")
-    fast.pace = 0.1
-    k.ok(
-        "seen = []\n"
-        "async for chunk in llm.astream('one two three four'):\n"
-        "    if chunk.text: seen.append((chunk.text, time.perf_counter()))"
+    hold = Hold()
+    fast.will(CHAT, *sse(delta("one"), done=False), hold, *sse_words(" two")[1:])
+    cell = k.send(
+        "async for chunk in llm.astream('Count.'):\n    if chunk.text: print(chunk.text, flush=True)"
     )
-    assert k.value("''.join(text for text, _ in seen)") == "one two three four"
-    assert k.value("seen[-1][1] - seen[0][1]") > 0.2, "as they come, not at the end"
-    assert k.value("llm.last.text") == "one two three four"
+    # As they come, not at the end.
+    k.wait_for_output(cell, "one")
+    hold.go.set()
+    assert k.wait(cell).text == "one\n two\n"
+    assert k.value("llm.last.text") == "one two"
 
 
 def test_many_at_once(k: Kernel, fast: FaultServer) -> None:
-    fast.pace = 0.1
-    ran = k.ok(
-        "import asyncio\n"
-        "replies = await asyncio.gather(*(llm.agenerate(f'a b c d e {n}') for n in range(12)))"
-    )
+    ask = "await asyncio.gather(*(llm.agenerate(f'a b c d e {n}') for n in range(12)))"
+    k.ok(f"replies = {ask}")
     assert k.value("[reply.text for reply in replies]") == [f"a b c d e {n}" for n in range(12)]
-    one = 0.1 * 8
-    assert ran.seconds < 12 * one / 3, "side by side, not one after the other"
+    fast.received.clear()
+    hold = Hold()
+    for _ in range(12):
+        fast.will(CHAT, hold, *sse_words("held"))
+    cell = k.send(f"replies = {ask}")
+    # Side by side, not one after the other.
+    fast.wait_for(CHAT, 12)
+    hold.go.set()
+    assert k.wait(cell).status == "ok"
+    assert k.value("{reply.text for reply in replies}") == {"held"}
 
 
 def test_one_that_fails_leaves_the_others(k: Kernel, fast: FaultServer) -> None:
@@ -84,12 +96,15 @@ def test_cancelling_the_task_leaves_the_server(k: Kernel, fast: FaultServer, ask
     cell = k.send(
         f"async def ask(): return await {ask}\n"
         "task = asyncio.create_task(ask())\n"
+        "go = asyncio.Event()\n"
+        "at_release(lambda: task.get_loop().call_soon_threadsafe(go.set))\n"
         "print('asked')\n"
-        "await asyncio.sleep(0.5)\n"
+        "await go.wait()\n"
         "task.cancel()\n"
         "try:\n    await task\nexcept asyncio.CancelledError:\n    print('cancelled')"
     )
     received = fast.wait_for(CHAT)
+    k.release()
     assert received.left.wait(3 * within_a_second())
     ran = k.wait(cell)
     assert ran.text == "asked\ncancelled\n"
@@ -119,9 +134,9 @@ def test_leaving_the_loop_leaves_the_server(k: Kernel, fast: FaultServer) -> Non
 )
 def test_the_stop_button_ends_an_awaiting_cell(k: Kernel, fast: FaultServer, ask: str) -> None:
     fast.will(CHAT, *sse(delta("one"), done=False), Hold())
-    cell = k.send(f"print('here')\n{ask}")
+    cell = k.send(f"announce()\n{ask}")
     received = fast.wait_for(CHAT)
-    time.sleep(0.3)
+    k.wait_for_announcement(cell)
     pressed = time.monotonic()
     k.interrupt()
     ran = k.wait(cell)
@@ -137,8 +152,9 @@ def test_the_stop_button_ends_an_awaiting_cell(k: Kernel, fast: FaultServer, ask
 def test_interrupt_of_waiting_for_job_is_one_line(k: Kernel, fast: FaultServer, wait: str) -> None:
     fast.will(CHAT, *sse(delta("one"), done=False), Hold())
     k.ok("%llm --bg -o job Never ends.")
-    cell = k.send(f"print('here')\n{wait}")
-    k.wait_for_output(cell, "here")
+    kind = "await" if "await" in wait else "wait"
+    cell = k.send(f"interrupt_points.announce_{kind}()\n{wait}")
+    k.wait_for_announcement(cell)
     k.interrupt()
     ran = k.wait(cell)
     assert (ran.ename, len(ran.traceback)) == ("Interrupted", 1)
@@ -151,14 +167,14 @@ def test_interrupted_task_counts_as_cancelled(k: Kernel, fast: FaultServer) -> N
     for _ in range(2):
         fast.will(CHAT, *sse(delta("one"), done=False), Hold())
     cell = k.send(
+        "announce(2)\n"
         "try:\n"
         "    async with asyncio.TaskGroup() as group:\n"
         "        for _ in range(2): group.create_task(llm.agenerate('Never ends.'))\n"
         "except asyncio.CancelledError as error:\n"
         "    print('one cancellation, no group of errors')"
     )
-    fast.wait_for(CHAT, 2)
-    time.sleep(0.3)
+    k.wait_for_announcement(cell)
     k.interrupt()
     assert k.wait(cell).text == "one cancellation, no group of errors\n"
     assert k.value("llm.last.text") == "one"
@@ -177,9 +193,9 @@ def test_interrupted_task_counts_as_cancelled(k: Kernel, fast: FaultServer) -> N
 )
 def test_interrupt_of_asyncio_wait_is_one_line(k: Kernel, fast: FaultServer, wait: str) -> None:
     fast.will(CHAT, *sse(delta("one"), done=False), Hold())
-    cell = k.send(wait)
+    cell = k.send(f"announce()\n{wait}")
     received = fast.wait_for(CHAT)
-    time.sleep(0.6)  # the text arrives
+    k.wait_for_announcement(cell)
     k.interrupt()
     ran = k.wait(cell)
     assert (ran.ename, len(ran.traceback)) == ("Interrupted", 1)
@@ -195,9 +211,10 @@ def test_interrupt_of_asyncio_wait_is_one_line(k: Kernel, fast: FaultServer, wai
 def test_interrupt_of_asyncio_wait_for_job_is_one_line(k: Kernel, fast: FaultServer) -> None:
     fast.will(CHAT, *sse(delta("one"), done=False), Hold())
     k.ok("%llm --bg -o job Never ends.")
-    cell = k.send("print('here')\nawait asyncio.wait([asyncio.ensure_future(job)])")
-    k.wait_for_output(cell, "here")
-    time.sleep(0.1)
+    cell = k.send(
+        "interrupt_points.announce_await()\nawait asyncio.wait([asyncio.ensure_future(job)])"
+    )
+    k.wait_for_announcement(cell)
     k.interrupt()
     ran = k.wait(cell)
     assert (ran.ename, len(ran.traceback)) == ("Interrupted", 1)
@@ -220,11 +237,11 @@ def test_own_cancellation_and_own_error_show_own_tracebacks(k: Kernel, fast: Fau
     assert (ran.ename, ran.error, len(ran.traceback) > 1) == ("CancelledError", "mine", True)
     fast.will(CHAT, *sse(delta("one"), done=False), Hold())
     cell = k.send(
+        "announce()\n"
         "try: await asyncio.wait_for(llm.agenerate('Never ends.'), 60)\n"
         "except asyncio.CancelledError: raise ValueError('mine')"
     )
-    fast.wait_for(CHAT)
-    time.sleep(0.3)
+    k.wait_for_announcement(cell)
     k.interrupt()
     ran = k.wait(cell)
     assert (ran.ename, ran.error, len(ran.traceback) > 1) == ("ValueError", "mine", True)
@@ -235,9 +252,8 @@ def test_interrupt_leaves_answers_of_earlier_cells(k: Kernel, fast: FaultServer)
     k.ok("earlier = asyncio.create_task(llm.agenerate('Never ends.'))\nawait asyncio.sleep(0)")
     fast.wait_for(CHAT)
     fast.will(CHAT, *sse(delta("two"), done=False), Hold())
-    cell = k.send("await asyncio.shield(llm.agenerate('Never ends.'))")
-    fast.wait_for(CHAT, 2)
-    time.sleep(0.3)
+    cell = k.send("announce(2)\nawait asyncio.shield(llm.agenerate('Never ends.'))")
+    k.wait_for_announcement(cell)
     k.interrupt()
     assert k.wait(cell).ename == "Interrupted"
     assert k.value("(llm.last.text, earlier.done())") == ("two", False)
@@ -290,7 +306,11 @@ def test_interrupt_before_first_line_is_one_line(k: Kernel, fast: FaultServer, a
 def test_local_jobs_wait_for_their_turn(loaded: Kernel) -> None:
     # The second cannot share steps.
     for name, option in (("first", ""), ("second", "-p no_repeat_ngram_size=3")):
-        cell = f"%%llm --bg -o {name} --max-new-tokens 200 --seed 1 {option}\nWrite a story."
+        # So long that neither has ended before it is stopped.
+        length = f"-t 0 --max-new-tokens 2000 {option}"
+        cell = (
+            f"%%llm --bg -o {name} {length}\nWrite a very long story about a fox, with all details."
+        )
         assert loaded.ok(cell).seconds < within_a_second()
     loaded.ok(
         "while 'waiting' in (first.state, second.state): __import__('time').sleep(0.01)\n"
@@ -311,10 +331,10 @@ def test_local_jobs_wait_for_their_turn(loaded: Kernel) -> None:
 
 
 def test_local_answers_are_computed_together(loaded: Kernel) -> None:
-    ask = "llm.agenerate(f'Count to {n + 20}.', temperature=0, max_new_tokens=24)"
-    loaded.ok("%%llm --bg -o job --max-new-tokens 120\nWrite a story.")
+    ask = "llm.agenerate(f'Write a story about {n} foxes.', temperature=0, max_new_tokens=48)"
+    loaded.ok("%%llm --bg -o job -t 0 --max-new-tokens 400\nWrite a very long story.")
     loaded.ok(f"import asyncio\nreplies = await asyncio.gather(*({ask} for n in range(12)))")
-    assert loaded.value("min(reply.usage.completion_tokens for reply in replies)") > 4
+    assert loaded.value("{reply.usage.completion_tokens for reply in replies}") == {48}
     loaded.ok("first = [reply.timing.first_token_s for reply in replies]")
     loaded.ok("total = [reply.timing.total_s for reply in replies]")
     assert loaded.value("max(first) < min(total)"), "all had a token before the first one ended"
@@ -325,13 +345,14 @@ def test_local_answers_are_computed_together(loaded: Kernel) -> None:
 def test_interrupt_of_local_answers_keeps_the_one_that_has_text(loaded: Kernel) -> None:
     loaded.ok("import asyncio\nllm.generate('Hello', max_new_tokens=1)")
     cell = loaded.send(
-        "async def ask(n): return await llm.agenerate(f'Write story {n}.', max_new_tokens=200)\n"
+        "async def ask(n): return await llm.agenerate("
+        "f'Write a story about {n} foxes.', temperature=0, max_new_tokens=400)\n"
         "asks = asyncio.gather(*(ask(n) for n in range(3)))\n"
         "while not any(draft.text for draft in llm.answering): await asyncio.sleep(0.01)\n"
-        "print('here')\n"
+        "__import__('tests.interrupt_points', fromlist=['x']).announce_await()\n"
         "await asks"
     )
-    loaded.wait_for_output(cell, "here")
+    loaded.wait_for_announcement(cell)
     loaded.interrupt()
     ran = loaded.wait(cell)
     assert (ran.ename, len(ran.traceback)) == ("Interrupted", 1)

@@ -103,7 +103,10 @@ def test_footer_shows_the_turn_and_how_many_became_stale(scripted: Kernel) -> No
 def test_footer_of_background_turn_is_updated_too(scripted: Kernel) -> None:
     cells = {cell: f"%%llm --bg -o job -c behind\n{cell}" for cell in "abc"}
     _, second, third = [scripted.ok(cells[cell], cell_id=f"bg {cell}") for cell in "abc"]
-    shown = "while not job.done: __import__('time').sleep(0.01)\njob.view.close()"
+    shown = (
+        "while not all(one.done and one.view.is_shown for one in llm.jobs.all):\n"
+        "    __import__('time').sleep(0.01)"
+    )
     scripted.ok(shown)
     assert second.text.endswith("chat behind, turn 2")
     # In the foreground, and in the background.
@@ -265,8 +268,12 @@ def test_turn_waits_for_the_background_turns_before_it(scripted: Kernel) -> None
     k.interrupt()
     assert k.wait(third).ename == "Interrupted"
     assert k.value("(first.state, second.state)") == ("running", "queued")
-    k.ok("__import__('threading').Timer(0.3, hang.go.set).start()")
-    ran = k.ok("%%llm -c talk\nAnd hers?", cell_id="c")
+    k.ok("from tests.scripted import at_release\nat_release(hang.go.set)")
+    cell = k.send("%%llm -c talk\nAnd hers?", cell_id="c")
+    k.wait_for_output(cell, waits)
+    k.release()
+    ran = k.wait(cell)
+    k.ok("while not second.view.is_shown: __import__('time').sleep(0.01)")
     assert sent(k)[::2] == ["My name is Ana.", "What is my name?", "And hers?"]
     assert ran.text.endswith(" · chat talk, turn 3")
     assert "Note" not in ran.text
@@ -283,7 +290,9 @@ def test_turns_that_run_again_in_the_background_wait_for_each_other(scripted: Ke
     k.ok(
         "from tests.scripted import Hang\nhang = Hang()\nbackend.will('A', hang, *whole_answer('!'))"
     )
-    k.send("%%llm --bg -o one -c talk\na", cell_id="a")
+    k.ok("%%llm --bg -o one -c talk\na", cell_id="a")
+    # A job that is stopped before it reaches the backend leaves its script to the next one.
+    assert k.value("hang.reached.wait(30)")
     k.ok("%%llm --bg -o three -c talk\nc", cell_id="c")
     k.ok("%%llm --bg -o two -c talk\nb", cell_id="b")
     # An earlier cell that runs once more is still the turn before.
@@ -296,20 +305,22 @@ def test_turns_that_run_again_in_the_background_wait_for_each_other(scripted: Ke
 
 def test_turn_after_a_stopped_or_failed_one_reports_it(scripted: Kernel) -> None:
     k = scripted
-    k.ok("from tests.scripted import Hang")
+    k.ok("from tests.scripted import Hang, at_release")
     for ends, text, note in (
         ("hang, ValueError('No.')", "", "failed: this prompt was sent without it"),
-        ("Hang()", "", "was stopped: this prompt was sent without it"),
-        ("'I', Hang()", "I", "was stopped: its incomplete answer was sent"),
+        ("hang", "", "was stopped: this prompt was sent without it"),
+        ("'I', hang", "I", "was stopped: its incomplete answer was sent"),
     ):
         k.ok(f"%llm_reset --all\nhang = Hang()\nbackend.will({ends})")
         k.ok("%%llm --bg -o job -c talk\nMy name is Ana.", cell_id="a")
         number = k.value("job.number")
-        k.ok(f"while job.text != {text!r}: __import__('time').sleep(0.01)")
-        act = "hang.go.set" if "hang" in ends else "job.cancel"
-        k.ok(f"__import__('threading').Timer(0.3, {act}).start()")
+        assert k.value(f"hang.reached.wait(30) and job.text == {text!r}")
+        k.ok(f"at_release({'hang.go.set' if 'Error' in ends else 'job.cancel'})")
         note = f"job {number}, an earlier turn of chat 'talk', {note}."
-        ran = k.ok("%%llm -c talk --quiet\nWhat is my name?", cell_id="b")
+        cell = k.send("%%llm -c talk --quiet\nWhat is my name?", cell_id="b")
+        k.wait_for_output(cell, f"queued behind job {number}")
+        k.release()
+        ran = k.wait(cell)
         assert note in ran.text
         assert "border-left" in ran.html
         assert sent(k)[-1] == "What is my name?"

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.kernels import ROOT, Kernel, kernel
+from tests.until import until
 
 HEAVY = {
     "torch", "transformers", "accelerate", "safetensors", "huggingface_hub", "ipywidgets", "aiohttp",
@@ -71,7 +72,7 @@ def test_reload_keeps_what_is_loaded_and_unload_leaves_nothing(loaded: Kernel) -
     loaded.ok("%unload_ext llm_magic")
     assert magics(loaded) == set()
     assert loaded.value(MODELS_ALIVE) == 0
-    assert our_threads(loaded) == []
+    until(lambda: our_threads(loaded) == [], "a thread is left")
     assert loaded.complete("%llm_unload Smol") == []
     assert loaded.run("%llm_status").status == "error"
 
@@ -122,7 +123,7 @@ def test_reload_keeps_jobs_chats_settings_and_panels(copied: tuple[Kernel, Path]
     k.ok("%llm -c zoo hello")
     k.ok("%llm_panel", cell_id="panel")
     k.ok("backend.will('one', hang := Hang(), ' two')")
-    k.ok("%llm --bg -o job Answer.", cell_id="job")
+    k.ok("%llm --bg -o job Answer.\nhang.reached.wait()", cell_id="job")
     assert k.ok("%reload_ext llm_magic").text == ""
     assert k.ok("%llm_use").text.splitlines()[0].startswith("active  tiny")
     assert k.value("(llm.generation.top_k, [c.name for c in llm.chats.all()])") == (7, ["zoo"])
@@ -173,4 +174,4 @@ def test_reload_uses_changed_code_of_the_notebook_package(copied: tuple[Kernel, 
     k.ok("%unload_ext llm_magic")
     assert magics(k) == set()
     assert k.value("(llm.status().models, backend.events[-1])") == ((), "close")
-    assert our_threads(k) == []
+    until(lambda: our_threads(k) == [], "a thread is left")

@@ -36,10 +36,8 @@ def flood(text: str) -> list[Step]:
     return [Head(200, SSE), Repeat(f"data: {event}\n\n".encode() * 1000, 1 << 30)]
 
 
-def interrupted(k: Kernel, cell: str, after: float) -> Ran:
-    """Run a cell and interrupt it; it ends within a second."""
-    sent = k.send(cell)
-    time.sleep(after)
+def interrupted(k: Kernel, sent: str) -> Ran:
+    """Interrupt a cell; it ends within a second."""
     pressed = time.monotonic()
     k.interrupt()
     ran = k.wait(sent, timeout=60)
@@ -54,7 +52,9 @@ def test_interrupt_ends_flood_and_keeps_what_was_shown(
     k: Kernel, server: FaultServer, options: str, text: str
 ) -> None:
     server.will(CHAT, *flood(text))
-    ran = interrupted(k, f"%%llm {options}\nHello", after=5)
+    cell = k.send(f"%%llm {options}\nHello")
+    time.sleep(5)
+    ran = interrupted(k, cell)
     k.ok(f"text, unit = llm.last.text, {text!r}")
     whole, count = k.value("(text == unit * (len(text) // len(unit)), len(text))")
     assert whole
@@ -68,5 +68,12 @@ def test_interrupt_ends_answer_that_is_costly_to_show(
     k: Kernel, server: FaultServer, text: str
 ) -> None:
     server.will(CHAT, *sse(delta(text), done=False), Hold())
-    ran = interrupted(k, "%%llm\nHello", after=0.5)
+    cell = k.send(
+        "from tests import interrupt_points\n"
+        "interrupt_points.announce(lambda: any(one.text for one in llm.answering))\n"
+        "%llm Hello"
+    )
+    k.wait_for_announcement(cell)
+    time.sleep(0.3)
+    ran = interrupted(k, cell)
     assert text.strip() in ran.text

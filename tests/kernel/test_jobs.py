@@ -12,9 +12,12 @@ from tests.kernels import Kernel, within_a_second
 
 @pytest.fixture
 def k(scripted: Kernel) -> Iterator[Kernel]:
-    scripted.ok("from llm_magic.errors import GenerationFailed\nfrom tests.scripted import Hang")
+    scripted.ok(
+        "from llm_magic.errors import GenerationFailed\nfrom tests.scripted import Hang, at_release"
+    )
     yield scripted
-    scripted.ok("%llm_stop\n%llm_wait")
+    # A job that is stopped before it reaches the backend leaves its script.
+    scripted.ok("%llm_stop\n%llm_wait\nbackend.scripts.clear()")
 
 
 def started(k: Kernel, *script: str, options: str = "") -> int:
@@ -137,7 +140,8 @@ def test_stop_and_wait_take_all_and_variables(k: Kernel) -> None:
 
 
 def test_stop_takes_several_jobs(k: Kernel) -> None:
-    k.ok("".join(f"backend.will(Hang())\n%llm --bg -o job{i} {i}\n" for i in range(5)))
+    start = "hang = Hang(); backend.will(hang)\n%llm --bg -o job{0} {0}\nhang.reached.wait()\n"
+    k.ok("".join(start.format(i) for i in range(5)))
     first = k.value("job0.number")
     numbers = range(first, first + 5)
     stopped = [f"Stopped job {n} (tiny) before the first word." for n in numbers]
@@ -176,10 +180,13 @@ def test_wait_ends_after_its_timeout(k: Kernel) -> None:
     k.ok("hang.go.set()")
     ran = k.ok("%llm_wait --timeout 60")
     assert (ran.seconds < 30, "continues" in ran.text, "done" in ran.text) == (True, False, True)
-    k.ok("load = backend.hang('load')\n%llm_load org/other --bg --keep")
+    k.ok("load = backend.hang('load')\n%llm_load org/other --bg --keep\nload.reached.wait()")
     assert k.ok("%llm_wait --timeout 0.2").text == "other is still loading."
-    k.ok("backend.trouble.clear(); __import__('threading').Timer(0.3, load.go.set).start()")
-    assert k.ok("%llm_wait --timeout 60").text == "The active model is other."
+    k.ok("backend.trouble.clear(); at_release(load.go.set)")
+    cell = k.send("%llm_wait --timeout 60")
+    k.wait_for_output(cell, "Loading other")
+    k.release()
+    assert k.wait(cell).text == "The active model is other."
     k.ok("%llm_unload other\n%llm_use tiny")
 
 
@@ -365,9 +372,9 @@ def test_stop_ends_what_an_executor_has_queued(k: Kernel) -> None:
 
 
 def test_unload_that_is_stopped_shows_what_is_still_loaded(k: Kernel) -> None:
-    k.ok("backend.trouble['unload'] = Hang()")
-    cell = k.send("%llm_unload")
-    k.receive(0.5)
+    k.ok("hang = backend.hang('unload')\nfrom tests import interrupt_points")
+    cell = k.send("interrupt_points.announce(hang.reached.is_set)\n%llm_unload")
+    k.wait_for_announcement(cell)
     k.interrupt()
     stopped = k.wait(cell)
     assert (stopped.ename, stopped.error) == (

@@ -65,7 +65,7 @@ def test_interrupt_stops_the_answer_and_the_next_prompt_works(k: Kernel) -> None
 
 def test_interrupt_while_a_long_prompt_is_read(k: Kernel) -> None:
     k.ok("text = 'one two three four five ' * 800")
-    cell = k.send("%llm --max-new-tokens 2 {text} How many?")
+    cell = k.send("%llm --max-new-tokens 4000 -p ignore_eos=true {text} How many?")
     k.wait_for_output(cell, "reading the prompt")
     pressed = time.monotonic()
     k.interrupt()

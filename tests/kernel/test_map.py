@@ -50,10 +50,10 @@ def test_interrupt_ends_a_map_within_a_second_and_keeps_its_answers(scripted: Ke
         "await llm.amap('and {item}', range(9))",
         "list(llm.imap('or {item}', range(9)))",
     ):
-        k.ok("from tests.scripted import Hang")
-        k.ok("backend.will(*whole_answer('one')); backend.will(Hang())")
-        message = k.send(f"print('go', flush=True)\n{call}")
-        k.wait_for_output(message, "go")
+        k.ok("from tests import interrupt_points\nfrom tests.scripted import Hang\nhang = Hang()")
+        k.ok("backend.will(*whole_answer('one')); backend.will(hang)")
+        message = k.send(f"interrupt_points.announce(hang.reached.is_set)\n{call}")
+        k.wait_for_announcement(message)
         time.sleep(0.3)
         began = time.perf_counter()
         k.interrupt()
@@ -65,8 +65,12 @@ def test_interrupt_ends_a_map_within_a_second_and_keeps_its_answers(scripted: Ke
         assert k.value("(answers[0].text, len(backend.requests) - before)") == ("one", 8), call
     # A generator of the user that blocks is interrupted, too.
     k.ok("import time\ndef rows():\n    yield 'a'\n    time.sleep(60)")
-    message = k.send("print('go', flush=True)\nllm.map('{item}', rows())")
-    k.wait_for_output(message, "go")
+    k.ok("done = len(backend.requests)")
+    message = k.send(
+        "interrupt_points.announce(lambda: [r.outcome for r in backend.requests[done:]] == ['whole'])\n"
+        "llm.map('{item}', rows())"
+    )
+    k.wait_for_announcement(message)
     time.sleep(0.3)
     began = time.perf_counter()
     k.interrupt()
@@ -79,9 +83,10 @@ def test_interrupt_of_waiting_for_a_background_map_leaves_it(scripted: Kernel) -
     k = scripted
     k.ok("from tests.scripted import Hang\nhang = Hang(); backend.will('one', hang)")
     k.ok("%%llm --bg --over ['a', 'b'] -o job --workers 1\nSay {item}")
-    for wait in ("await job", "job.result()"):
-        cell = k.send(f"print('here')\n{wait}")
-        k.wait_for_output(cell, "here")
+    k.ok("from tests import interrupt_points")
+    for kind, wait in (("await", "await job"), ("wait", "job.result()")):
+        cell = k.send(f"interrupt_points.announce_{kind}()\n{wait}")
+        k.wait_for_announcement(cell)
         k.interrupt()
         ran = k.wait(cell)
         assert ran.error == f"Stopped waiting; job {k.value('job.number')} continues."
@@ -111,7 +116,7 @@ def test_workers_of_an_executor_answer_and_outlive_an_interrupt(
         "await workers_llm.amap('{item}', ['b', 'it waits'], on=pool)",
     ):
         message = k.send(call)
-        until((model / "waiting").exists, "no worker waits")
+        until((model / "waiting").exists, "no worker waits", within=60)
         began = time.perf_counter()
         k.interrupt()
         ran = k.wait(message)
@@ -119,7 +124,12 @@ def test_workers_of_an_executor_answer_and_outlive_an_interrupt(
         # Nothing is kept if both rows were in one chunk.
         assert "Interrupted" in ran.text, call
         assert "Stopped " in ran.text, call
-        until(lambda: not (model / "waiting").exists(), "the worker was not stopped")
+        until(lambda: not (model / "waiting").exists(), "the worker was not stopped", within=25)
     assert k.value("[r.text for r in workers_llm.map('{item}', ['c', 'd'], on=pool)]") == ["c", "d"]
     assert len(worker_backend.loads(model)) == 3
     k.ok("pool.shutdown()\nworkers_llm.close()\nregister(get_ipython(), llm)")
+    # Other modules use the kernel, too: its help lists the backends.
+    k.ok(
+        f"sys.path.remove({str(site)!r})\n"
+        "from llm_magic.backends import registry\nregistry.refresh()"
+    )

@@ -41,9 +41,11 @@ def test_load_waits_for_the_end_of_a_stopped_one(k: Kernel) -> None:
     assert stopped.finished - pressed < within_a_second()
     assert waiting not in stopped.text
     assert "Inactive" in k.ok("%llm_status").text
-    k.ok("__import__('threading').Timer(0.3, hang.go.set).start()")
-    ran = k.ok("%llm_load next")
-    assert any(waiting in text for _, _, text in ran.arrivals)
+    k.ok("from tests.scripted import at_release\nat_release(hang.go.set)")
+    cell = k.send("%llm_load next")
+    k.wait_for_output(cell, waiting)
+    k.release()
+    ran = k.wait(cell)
     assert ran.text.startswith("next · local cpu")
 
 

@@ -11,7 +11,8 @@ from tests.kernels import Kernel, within_a_second
 _SETUP = """import pandas as pd
 from llm_magic.errors import GenerationFailed
 from llm_magic.types import Chunk, Usage
-from tests.scripted import Hang, Pause
+from tests import interrupt_points
+from tests.scripted import Hang, Pause, at_release
 def frame():
     texts = ['good tea', None, '<b>bad</b> tea', 'a cup']
     return pd.DataFrame({'text': texts, 'stars': [5, 1, 2, 3]}, index=[5, 7, 9, 11])
@@ -326,9 +327,15 @@ def test_data_is_an_expression_with_a_quoted_text(k: Kernel) -> None:
 
 
 def test_progress_fills_in_order_at_most_four_times_a_second(k: Kernel) -> None:
-    k.ok("for n in range(12): backend.will(Pause(0.1), *whole_answer(f'<u>{n}</u>'))")
+    k.ok("hang = Hang()\nat_release(hang.go.set)")
+    k.ok(
+        "for n in range(12):\n"
+        "    backend.will(Pause(0.1) if n < 11 else hang, *whole_answer(f'<u>{n}</u>'))"
+    )
     cell = k.send("%%llm --over range(12) -o out\n{item}")
     k.wait_for_output(cell, "of 12 rows · ")
+    k.wait_for_output(cell, "s left")
+    k.release()
     state = k.state(cell)
     assert [kind for _, kind, text in state.arrivals if "0 of 12 rows\nindex" in text] == []
     assert "incomplete so far · when complete: out, unless the kernel restarts" in state.text
@@ -371,7 +378,7 @@ def test_rows_that_are_written_together_show_that_they_live(k: Kernel) -> None:
     k.ok("for _ in range(3): backend.will('a', ' b', Hang())")
     cell = k.send("%%llm --over df -o out --max-new-tokens 40 --workers 3\n{text}")
     k.wait_for_output(cell, "0 of 4 rows · 3 being written · 6 tokens · ")
-    k.wait_for_output(cell, " tokens/s · 2 s · at most ")
+    k.wait_for_output(cell, "s left · 1 missing")
     shown = k.state(cell)
     assert "s left · 1 missing\n" in shown.text
     assert 'value="0' in shown.html
@@ -429,12 +436,12 @@ def test_job_fills_in_while_other_cells_run(k: Kernel) -> None:
     k.ok("hang.go.set()")
     assert "done" in k.ok("%llm_wait job").text
     # The output of the first cell has its end.
-    k.receive(0.5)
+    k.ok("while not job.view.is_shown: time.sleep(0.01)")
     assert "\njob.result(): 4 rows, 3 answers\ntiny · 3 of 4 rows" in cell.text
     assert k.value("list(job.mapped.frame().answer.fillna(''))") == ["one", "", "", "a cup"]
-    k.ok("backend.will(Hang())")
+    k.ok("hang = Hang(); backend.will(hang)")
     k.ok("%%llm --over df --bg -o job\n{text}")
-    number = k.value("job.number")
+    number = k.value("(job.number, hang.reached.wait(30))[0]")
     assert f"Stopped job {number} (tiny) after 0 of 4 rows." in k.ok("%llm_stop").text
     assert k.value("(job.state, len(job.mapped.pending))") == ("stopped", 4)
     # The error of the data is that of the job.

@@ -112,17 +112,18 @@ def test_html_export_is_the_html_and_latex_is_the_text(outputs: list[dict[str, A
 
 
 def test_a_fragment_that_is_saved_is_marked_incomplete(scripted: Kernel) -> None:
-    scripted.ok("from tests.scripted import Hang\nhang = Hang()")
-    scripted.ok("backend.will('The first part', hang, ' and the rest.', *whole_answer())")
-    cell = scripted.send(
-        "import threading; threading.Timer(1, hang.go.set).start()\n%llm --quiet Go."
+    scripted.ok(
+        "from tests.scripted import Hang, at_release\nhang = Hang()\nat_release(hang.go.set)"
     )
+    scripted.ok("backend.will('The first part', hang, ' and the rest.', *whole_answer())")
+    cell = scripted.send("%llm --quiet Go.")
     scripted.wait_for_output(cell, "The first part")
     # What a frontend has now is what it would save if the kernel died.
     (saved,) = scripted.state(cell).outputs
     assert "The first part" in saved["data"]["text/html"]
     for form in saved["data"].values():
         assert "tiny: incomplete so far · when complete: llm.last" in form
+    scripted.release()
     whole = scripted.wait(cell)
     assert whole.text == "The first part and the rest."
     assert "incomplete" not in whole.html

@@ -300,7 +300,7 @@ def test_error_of_a_prompt_names_the_load_that_has_the_option(
     ) in wrong.error
     k.ok("del os.environ['OPENAI_API_KEY']")
     k.ok(f"%llm_load tiny {where} --key-env THEIR_KEY --idle-timeout 1")
-    server.will(CHAT, *sse(delta("half"), done=False), Pause(1.5))
+    server.will(CHAT, *sse(delta("half"), done=False), Hold())
     wrong = k.run("%llm Hello")
     assert (
         "sent no data for 1 s. Check the server, or allow more time with --idle-timeout."
@@ -310,9 +310,12 @@ def test_error_of_a_prompt_names_the_load_that_has_the_option(
 
 
 def test_a_retry_is_shown(remote: Kernel, server: FaultServer) -> None:
+    hold = Hold()
     server.will(CHAT, *error_answer(429, "slow down", headers={"Retry-After": "1"}))
+    server.will(CHAT, hold, *sse_words("Hello", " there"))
     cell = remote.send("%llm Hello there")
     remote.wait_for_output(cell, "429, attempt 2 of 3 after 1 s")
+    hold.go.set()
     assert "Hello there" in remote.wait(cell).text
 
 
@@ -332,6 +335,8 @@ def test_interrupt_stops_cell_and_server(remote: Kernel, server: FaultServer, wh
         "busy": "waiting: the server is busy with other requests",
     }  # fmt: skip
     cell = remote.send("%llm -o stopped Hello")
+    # The line of the wait comes before the request.
+    server.wait_for(CHAT, count + 1)
     remote.wait_for_output(cell, shown[when])
     pressed = time.monotonic()
     remote.interrupt()
@@ -518,7 +523,7 @@ def test_ollama_lists_what_it_has_and_holds(pulled: Kernel) -> None:
 
 
 def test_a_pull_is_shown_and_can_be_stopped(pulled: Kernel, ollama: OllamaServer) -> None:
-    ollama.pace = 0.3
+    ollama.pace = 5.0
     cell = pulled.send("%llm_load gemma3:270m -b ollama --pull")
     pulled.wait_for_output(cell, "pulling")
     pulled.interrupt()
@@ -544,10 +549,13 @@ def test_server_load_unloads_local_model_unless_keep(loaded: Kernel, server: Fau
     loaded.ok(f"import os; os.environ['THEIR_KEY'] = {KEY!r}\n%llm_unload")
     where = f"-b openai --base-url {server.url} --key-env THEIR_KEY"
     loaded.ok(f"%llm_load tiny {where}")
-    ran = loaded.ok("%llm_load -b local --keep")
-    ready = re.search(r"ready in (\d+\.\d) s", ran.text)
+    ran = loaded.ok(
+        "import time; began = time.monotonic()\n%llm_load -b local --keep\n"
+        "took = time.monotonic() - began"
+    )
+    ready, took = re.search(r"ready in (\d+\.\d) s", ran.text), loaded.value("took")
     assert ready
-    assert ran.seconds - 0.5 < float(ready[1]) <= ran.seconds + 0.1, ran.seconds
+    assert took / 2 - 0.1 < float(ready[1]) <= took + 0.1, took
     loaded.ok(f"%llm_load big {where} --keep")
     assert len(loaded.value("[m.name for m in llm.status().models]")) == 3
     loaded.ok(f"%llm_load tiny {where}")
@@ -566,7 +574,7 @@ def test_hosted_provider_needs_a_model_before_a_key(k: Kernel) -> None:
 def test_missing_key_is_prompted_for(k: Kernel, server: FaultServer) -> None:
     where = f"-b openai --base-url {server.url} --key-env NOT_SET_ANYWHERE"
     cell = k.send(f"%llm_load tiny {where}", asks=True)
-    question = k.client.get_stdin_msg(timeout=10)["content"]
+    question = k.client.get_stdin_msg(timeout=60)["content"]
     assert question["password"], "it would be shown while it is typed"
     assert question["prompt"] == (
         f"Key for {server.url} (NOT_SET_ANYWHERE is not set; Enter without a key cancels): "
@@ -577,7 +585,7 @@ def test_missing_key_is_prompted_for(k: Kernel, server: FaultServer) -> None:
         "OptionError", "No key was entered. Run the cell again, or set NOT_SET_ANYWHERE.", 1,
     )  # fmt: skip
     cell = k.send(f"%llm_load tiny {where}", asks=True)
-    k.client.get_stdin_msg(timeout=10)
+    k.client.get_stdin_msg(timeout=60)
     k.interrupt()
     stopped = k.wait(cell)
     assert (stopped.ename, stopped.error, len(stopped.traceback)) == (
@@ -585,7 +593,7 @@ def test_missing_key_is_prompted_for(k: Kernel, server: FaultServer) -> None:
         " An input box that is still shown is not read.", 1,
     )  # fmt: skip
     cell = k.send(f"%llm_load tiny {where}", asks=True)
-    k.client.get_stdin_msg(timeout=10)
+    k.client.get_stdin_msg(timeout=60)
     k.client.input(KEY)
     ran = k.wait(cell)
     assert ran.status == "ok"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +21,7 @@ _SCRIPTED = (
     "from llm_magic.session import Session",
     "from llm_magic.errors import ModelNotFound",
     "from llm_magic.types import Progress",
-    "from tests.scripted import Hang, Pause, ScriptedBackend, whole_answer",
+    "from tests.scripted import Hang, ScriptedBackend, at_release, whole_answer",
     "backend = ScriptedBackend()",
     "llm = Session(create=lambda _name: backend)",
     "register(get_ipython(), llm)",
@@ -51,6 +52,13 @@ class Terminal:
         """Return what the running cell writes until its end."""
         self.process.expect(_PROMPT)
         return str(self.process.before).replace("\r\n", "\n").strip()
+
+    def read_on(self, shown: str) -> str:
+        """Call what `at_release` was given once the running cell shows something; returns what it writes."""
+        self.process.expect(shown)
+        before = f"{self.process.before}{self.process.after}"
+        self.process.kill(signal.SIGUSR2)
+        return f"{before}{self.read()}".replace("\r\n", "\n").partition("\n")[2].strip()
 
     def run(self, *lines: str) -> str:
         """Run a cell and return what it has written."""
@@ -98,8 +106,10 @@ def test_tables_fit_the_terminal(terminal: Terminal) -> None:
 
 
 def test_answer_streams_below_a_line_that_shows_the_wait(terminal: Terminal) -> None:
-    terminal.run("backend.will(Pause(0.8), *whole_answer('Hello', ' **world**'))")
-    shown = terminal.run("%%llm", "Greet.")
+    terminal.run("hang = Hang(); at_release(hang.go.set)")
+    terminal.run("backend.will(hang, *whole_answer('Hello', ' **world**'))")
+    terminal.send("%%llm", "Greet.")
+    shown = terminal.read_on("waiting for the first token … ")
     waited, _, answer = shown.rpartition("\r\x1b[K")
     assert "tiny · waiting for the first token … " in waited
     assert re.fullmatch(r"Hello \*\*world\*\*\n\x1b\[2m\[tiny · .*tokens/s.*\]\x1b\[22m", answer)
@@ -107,8 +117,11 @@ def test_answer_streams_below_a_line_that_shows_the_wait(terminal: Terminal) -> 
 
 
 def test_rows_have_one_line_that_is_replaced_by_their_table(terminal: Terminal) -> None:
-    terminal.run("for n in range(3): backend.will(Pause(0.4), *whole_answer(f'No. {n}'))", "")
-    shown = terminal.run("%%llm --over ['a', 'b', 'c'] -o out", "About {item}?")
+    terminal.run("hang = Hang(); at_release(hang.go.set)")
+    terminal.run("backend.will(*whole_answer('No. 0')); backend.will(*whole_answer('No. 1'))")
+    terminal.run("backend.will(hang, *whole_answer('No. 2'))")
+    terminal.send("%%llm --over ['a', 'b', 'c'] -o out", "About {item}?")
+    shown = terminal.read_on("rows/s")
     live, _, table = shown.partition("\r\x1b[K")[2].rpartition("\r\x1b[K")
     assert live.startswith("tiny · 0 of 3 rows\r")
     assert "\n" not in live
@@ -161,7 +174,7 @@ def test_load_shows_its_progress_and_error_in_one_line(terminal: Terminal) -> No
     terminal.run("backend.reports['load'] = [Progress('reading the weights', 0.5)]")
     terminal.run("hang = backend.hang('load')")
     terminal.send("%llm_load big --keep")
-    terminal.process.expect("Loading big: reading the weights … 1 s")
+    terminal.process.expect("Loading big: reading the weights … [1-9]")
     terminal.process.sendintr()
     assert "Interrupted" in terminal.read()
     terminal.run("backend.trouble['load'] = ModelNotFound('There is no big.')")
@@ -176,12 +189,14 @@ def test_load_shows_its_progress_and_error_in_one_line(terminal: Terminal) -> No
 
 def test_background_answer_is_shown_by_wait(terminal: Terminal) -> None:
     assert "%llm_wait 1 shows its answer." in terminal.run("%llm --bg Hello there")
+    terminal.run(finished := "while llm.jobs.running: __import__('time').sleep(0.01)")
     shown = terminal.run("%llm_wait")
     assert shown.startswith("Hello there\n")
     assert "1    done   tiny" in shown
     assert fits(terminal.run("%llm_jobs"))
     terminal.run("%llm --bg One")
     terminal.run("%llm --bg Two")
+    terminal.run(finished)
     shown = terminal.run("%llm_wait 2 3")
     assert shown.startswith("Job 2\nOne\n")
     assert "\nJob 3\nTwo\n" in shown

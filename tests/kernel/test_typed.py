@@ -269,7 +269,7 @@ def test_job_has_the_value(k: Kernel) -> None:
     ran = k.ok("%%llm --bg --schema Person -o job\nWho?")
     assert k.value("job.result(10).value.age") == 36
     k.ok("%llm_wait")
-    k.receive()
+    k.ok("while not job.view.is_shown: __import__('time').sleep(0.01)")
     assert [line.split() for line in ran.text.splitlines()[:2]] == [
         ["name", "Ada"], ["age", "36"],
     ]  # fmt: skip

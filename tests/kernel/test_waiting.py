@@ -9,7 +9,8 @@ import pytest
 
 from tests.kernels import Kernel, Ran, within_a_second
 
-_IMPORTS = """from tests.scripted import Hang, Pause
+_IMPORTS = """from tests import interrupt_points
+from tests.scripted import Hang, at_release
 from llm_magic.errors import LoadFailed
 from llm_magic.types import Chunk"""
 
@@ -68,6 +69,7 @@ def test_background_answer_fails_with_the_reason_of_the_load(k: Kernel) -> None:
     ran = k.run("%llm_wait")
     assert (ran.ename, k.value("job.state")) == ("LoadFailed", "failed")
     again = "To load other again: %llm_load org/other"
+    until(k, load, again)
     assert load.text == f"LoadFailed: The disk is full. other was unloaded for it. {again}"
     assert "Loading" not in load.html
     k.ok("backend.trouble.clear()\n%llm_load tiny")
@@ -95,14 +97,18 @@ def test_stop_ends_a_load_in_the_background(k: Kernel) -> None:
 def test_wait_takes_a_load_in_the_background(k: Kernel) -> None:
     k.ok("hang = backend.hang('load')")
     start(k, "%llm_load org/other --bg --keep")
-    k.ok("backend.trouble.clear()\n__import__('threading').Timer(0.4, hang.go.set).start()")
-    ran = k.ok("%llm_wait")
-    assert "Loading other" in "".join(text for *_, text in ran.arrivals)
-    assert ran.text == "The active model is other."
+    k.ok("hang.reached.wait()\nbackend.trouble.clear()\nat_release(hang.go.set)")
+    cell = k.send("%llm_wait")
+    k.wait_for_output(cell, "Loading other")
+    k.release()
+    assert k.wait(cell).text == "The active model is other."
     k.ok("backend.trouble['load'] = LoadFailed('The disk is full.')\nhang = backend.hang('check')")
     start(k, "%llm_load org/broken --bg --keep")
-    k.ok("__import__('threading').Timer(0.4, hang.go.set).start()")
-    assert k.run("%llm_wait").ename == "LoadFailed"
+    k.ok("at_release(hang.go.set)")
+    cell = k.send("%llm_wait")
+    k.wait_for_output(cell, "Loading org/broken")
+    k.release()
+    assert k.wait(cell).ename == "LoadFailed"
     assert k.ok("%llm_wait").text == "No job is running."
     k.ok("backend.trouble.clear()\n%llm_unload other\n%llm_use tiny")
 
@@ -116,8 +122,8 @@ def test_running_and_queued_answers_show_it(k: Kernel) -> None:
     state = (
         f"job {number}: incomplete so far · when complete: first.text, unless the kernel restarts"
     )
+    until(k, running, "one two")
     until(k, running, state)
-    assert "one two" in running.html
     until(k, queued, f"tiny · job {number + 1}: no answer yet · queued behind job {number} (tiny)")
     assert k.value("(first.state, second.state)") == ("running", "queued")
     k.ok("turn.go.set()")
@@ -125,16 +131,20 @@ def test_running_and_queued_answers_show_it(k: Kernel) -> None:
     k.ok("hang.go.set()")
     k.ok("%llm_wait")
     for ran, text in ((running, "one two three"), (queued, "four")):
-        assert ran.text.startswith(f"{text}\n\ntiny · 7 → ")
+        until(k, ran, f"{text}\n\ntiny · 7 → ")
+        assert ran.text.startswith(text)
         assert not re.search(r"job|incomplete|queued|waiting", ran.text + ran.html)
 
 
 def test_plain_answer_prints_that_it_is_queued(k: Kernel) -> None:
-    k.ok("backend.will('one', Hang())\npause = Pause(0.5)")
-    k.ok("backend.will(Chunk(queued=True), pause, *whole_answer('two'))")
+    k.ok("backend.will('one', Hang())\nhang = Hang()\nat_release(hang.go.set)")
+    k.ok("backend.will(Chunk(queued=True), hang, *whole_answer('two'))")
     start(k, "%%llm --bg -o job\nCount.")
     k.ok("while not job.text: __import__('time').sleep(0.01)")
-    shown = k.ok("%llm --plain Count on.").text
+    cell = k.send("%llm --plain Count on.")
+    k.wait_for_output(cell, "[queued behind job")
+    k.release()
+    shown = k.wait(cell).text
     assert shown.startswith(f"[queued behind job {k.value('job.number')} (tiny)]\ntwo\n")
     k.ok("%llm_stop")
 
@@ -145,9 +155,12 @@ def test_unload_shows_the_job_that_it_waits_for(k: Kernel) -> None:
     number = k.value("job.number")
     waiting = f"Waiting for job {number} (running, 1 token)"
     cells = {"%llm_unload": waiting, "%llm_unload --all": waiting}
-    for cell_text, shown in (cells | {"print('Now.')\nllm.unload()": "Now."}).items():
-        cell = k.send(cell_text)
-        k.wait_for_output(cell, shown)
+    for cell_text, shown in (cells | {"llm.unload()": ""}).items():
+        cell = k.send(cell_text if shown else f"interrupt_points.announce_wait()\n{cell_text}")
+        if shown:
+            k.wait_for_output(cell, shown)
+        else:
+            k.wait_for_announcement(cell)
         k.interrupt()
         ran = k.wait(cell)
         expected = f"Stopped waiting; job {number} continues. Nothing was unloaded."
@@ -185,7 +198,8 @@ def test_long_prompt_is_shown_while_it_is_read(loaded: Kernel) -> None:
 
 
 def test_answer_is_queued_behind_one_of_the_same_process(loaded: Kernel) -> None:
-    loaded.ok("%%llm --bg -o first --max-new-tokens 300\nCount to one hundred.")
+    long = "--max-new-tokens 4000 -p min_new_tokens=4000"
+    loaded.ok(f"%%llm --bg -o first {long}\nCount to one hundred.")
     alone = "-p no_repeat_ngram_size=3"  # which cannot share steps
     queued = loaded.wait(loaded.send(f"%%llm --bg -o second --max-new-tokens 2 {alone}\nCount on."))
     number = loaded.value("first.number")
@@ -193,4 +207,5 @@ def test_answer_is_queued_behind_one_of_the_same_process(loaded: Kernel) -> None
     assert loaded.value("second.state") == "queued"
     loaded.ok("%llm_stop " + str(number))
     loaded.ok("%llm_wait")
+    until(loaded, queued, "cut off at 2 tokens")
     assert "queued" not in queued.text

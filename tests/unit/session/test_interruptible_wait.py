@@ -29,6 +29,7 @@ from llm_magic.session.interruptible_wait import (
 )
 from tests.kernels import within_a_second
 from tests.loop_streams import drain, iterate, relay
+from tests.until import until
 
 
 @pytest.fixture
@@ -73,14 +74,15 @@ def test_reader_that_pauses_is_interrupted_at_once(loop: LoopThread) -> None:
         interrupt()
         await asyncio.Event().wait()
 
-    took = []
-    for _ in range(5):
+    took = [60.0]
+    # On a busy machine, only some are that fast.
+    while min(took) >= 0.09:
+        assert len(took) < 50, "it waits for the next look"
         with pytest.raises(Interrupted):
             drain(loop, source(), taken.append, pause=lambda: 60.0 if taken else 0.0)
         took.append(time.monotonic() - interrupted_at[-1])
-    assert max(took) < within_a_second()
-    assert min(took) < 0.09, "it does not wait for the next look"
-    assert taken == [1, 2] * 5
+        assert took[-1] < within_a_second()
+    assert taken == [1, 2] * (len(took) - 1)
 
 
 def test_what_comes_while_it_stops_is_delivered_too(loop: LoopThread) -> None:
@@ -158,14 +160,14 @@ class Deaf:
 
     def __enter__(self) -> Deaf:
         # Where the code under test waits for ever, the test must end all the same.
-        self._timer = threading.Timer(3, self.release.set)
+        self._timer = threading.Timer(60, self.release.set)
         self._timer.start()
         return self
 
     def __exit__(self, *_error: object) -> None:
         self._timer.cancel()
         self.release.set()
-        assert self.done.wait(5)
+        assert self.done.wait(30)
 
     @property
     def elapsed(self) -> float:
@@ -217,14 +219,15 @@ def test_a_second_interrupt_ends_the_waiting_at_once(
 def test_interrupt_before_the_first_wait_leaves_nothing_running(
     loop: LoopThread, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
-    finished = threading.Event()
+    started, finished = threading.Event(), threading.Event()
 
     def interrupted(*_args: object) -> bool:
-        time.sleep(0.05)  # what would run has the time to start
+        assert started.wait(30)  # what would run
         raise KeyboardInterrupt
 
     async def source() -> AsyncGenerator[object, None]:
         try:
+            started.set()
             yield 1
             await asyncio.Event().wait()
         finally:
@@ -320,7 +323,8 @@ def test_other_threads_are_left_alone(loop: LoopThread) -> None:
 
     thread = threading.Thread(target=elsewhere)
     thread.start()
-    thread.join(5)
+    thread.join()
+    until(lambda: seen, "the timer does not run")
     assert seen == [before]
 
 
@@ -369,7 +373,7 @@ def test_code_that_never_waits_is_interrupted_within_a_second() -> None:
     @held_back()
     def work() -> None:
         interrupt()
-        time.sleep(10)
+        time.sleep(60)
 
     began = time.monotonic()
     with pytest.raises(Interrupted):

@@ -30,6 +30,7 @@ from llm_magic.session.requests import Request
 from llm_magic.types import Message, Reply
 from tests.kernels import within_a_second
 from tests.scripted import Hang, ScriptedBackend, scripted_session, stop_when
+from tests.until import until
 
 Pair = tuple[Session, ScriptedBackend]
 
@@ -42,10 +43,7 @@ def scripted() -> Iterator[Pair]:
 
 def finished(session: Session, status: str) -> None:
     """Wait until a load that was started is over."""
-    deadline = time.monotonic() + 5
-    while session.status().status != status:
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
+    until(lambda: session.status().status == status, status)
 
 
 def test_load_returns_the_model_and_what_was_unloaded(scripted: Pair) -> None:
@@ -160,6 +158,14 @@ def test_next_call_waits_for_a_load_in_the_background(scripted: Pair) -> None:
         session.unload_all()
 
 
+def _release_waiting(hang: Hang) -> None:
+    """Release a load half a second after the main thread began to wait for it."""
+    usual = signal.getsignal(signal.SIGINT)
+    until(lambda: signal.getsignal(signal.SIGINT) is not usual, "nothing waits")
+    time.sleep(0.5)
+    hang.go.set()
+
+
 def test_times_include_the_wait_for_a_load(scripted: Pair) -> None:
     session, backend = scripted
     asks: list[Callable[[], object]] = [
@@ -170,7 +176,7 @@ def test_times_include_the_wait_for_a_load(scripted: Pair) -> None:
     for ask in asks:
         hang = backend.hang("check")
         session.load_later("org/tiny")
-        threading.Timer(0.2, hang.go.set).start()
+        threading.Thread(target=_release_waiting, args=(hang,)).start()
         ask()
         reply = session.last
         assert reply is not None
@@ -185,7 +191,7 @@ def test_time_of_load_is_from_the_call_to_the_end(scripted: Pair) -> None:
         hang = backend.hang(stage)
 
         def release(hang: Hang = hang) -> None:
-            hang.reached.wait(5)
+            hang.reached.wait(30)
             time.sleep(0.2)
             hang.go.set()
 

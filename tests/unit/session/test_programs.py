@@ -73,19 +73,32 @@ def test_a_second_loop_uses_the_same_connections(server: FaultServer, tmp_path: 
     assert server.connections == 1
 
 
+# A timeout at the moment when an answer has text.
+_UNTIL_TEXT = """import contextlib
+@contextlib.asynccontextmanager
+async def until_text():
+    async with asyncio.timeout(None) as limit:
+        async def watch():
+            while not (llm.answering and llm.answering[0].text): await asyncio.sleep(0.01)
+            limit.reschedule(asyncio.get_running_loop().time())
+        watching = asyncio.create_task(watch())
+        yield
+"""
+
+
 @pytest.mark.parametrize(
     "ask",
     [
-        "await asyncio.wait_for(llm.agenerate('Never ends.'), 0.5)",
-        "async with asyncio.timeout(0.5):\n        async for _ in llm.astream('Never ends.'): pass",
-        "async with asyncio.timeout(0.5), asyncio.TaskGroup() as group:\n"
+        "async with until_text(): await asyncio.wait_for(llm.agenerate('Never ends.'), 60)",
+        "async with until_text():\n        async for _ in llm.astream('Never ends.'): pass",
+        "async with until_text(), asyncio.TaskGroup() as group:\n"
         "        group.create_task(llm.agenerate('Never ends.'))",
     ],
 )
 def test_a_cancelled_task_leaves_the_server(server: FaultServer, tmp_path: Path, ask: str) -> None:
     server.will(CHAT, *sse(delta("one"), done=False), Hold())
     body = load(server) + (
-        f"try:\n    {ask}\nexcept TimeoutError:\n    pass\n"
+        f"{_UNTIL_TEXT}try:\n    {ask}\nexcept TimeoutError:\n    pass\n"
         "first = [llm.last.text, llm.last.finish_reason]\n"
         "return [first, (await llm.agenerate('And on.')).text]"
     )
@@ -97,7 +110,7 @@ def test_a_program_that_ends_early_leaves_the_server(server: FaultServer, tmp_pa
     server.will(CHAT, *sse(delta("one"), done=False), Hold())
     body = load(server) + (
         "task = asyncio.create_task(llm.agenerate('Never ends.'))\n"
-        "await asyncio.sleep(0.5)\n"
+        "while not (llm.answering and llm.answering[0].text): await asyncio.sleep(0.01)\n"
         "return 'gone'"
     )
     assert program(body, tmp_path) == "gone"

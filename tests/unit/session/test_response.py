@@ -253,7 +253,7 @@ def test_between_chunks_the_signal_belongs_to_the_user(scripted: Pair) -> None:
     def press(_chunk: Chunk) -> None:
         try:
             os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(5)
+            time.sleep(60)
         except BaseException as error:
             seen.append(type(error))
             raise
@@ -276,7 +276,7 @@ def test_interrupt_of_a_slow_display_keeps_what_was_shown(
     def draw() -> None:
         if response.text:
             os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(5)
+            time.sleep(60)
 
     with pytest.raises(Interrupted, match="Stopped after 1 token") as caught, hold():
         show(response, draw)

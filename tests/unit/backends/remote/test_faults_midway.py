@@ -113,8 +113,9 @@ def test_idle_timeout_of_one_second_is_accepted(server: FaultServer) -> None:
 
 
 def test_pauses_below_limit_do_not_time_out(server: FaultServer) -> None:
-    with session_on(server, idle_timeout=1) as session:
-        pause = Pause(0.4)
+    with session_on(server, idle_timeout=3) as session:
+        # Together they are longer than the limit.
+        pause = Pause(1.2)
         server.will(CHAT, *HEL, pause, Send(b": ping\n\n"), pause, *events(delta("lo")), pause,
                     *events(delta(finish="stop")))  # fmt: skip
         assert session.generate("?").text == "Hello"

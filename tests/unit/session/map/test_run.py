@@ -379,7 +379,7 @@ def test_background_map_starts_no_loop_after_the_session_was_closed(scripted: Pa
 def test_background_map_needs_no_cell(scripted: Pair) -> None:
     session, _backend = scripted
     run = session.start_map("{item}", range(30)).start_in_background()
-    run.wait(5)
+    run.wait(60)
     assert list(run.mapped) == [str(i) for i in range(30)]
 
 

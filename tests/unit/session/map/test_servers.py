@@ -30,7 +30,7 @@ def test_faulty_rows_have_their_error_in_their_place() -> None:
     prompts = [f"row {i}" for i in range(100)]
     for i, fault in enumerate(FAULTS):
         prompts[20 * i + 3] += f" {fault}"
-    with RowsServer() as server, session_on(server, idle_s=0.2) as session:
+    with RowsServer() as server, session_on(server, idle_s=0.5) as session:
         mapped = session.map("{item}", prompts, workers=16)
         bad = [20 * i + 3 for i in range(len(FAULTS))]
         assert [i for i, reply in enumerate(mapped) if reply is None] == bad
