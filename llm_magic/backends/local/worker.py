@@ -71,13 +71,20 @@ class Worker:
         self._thread: threading.Thread | None = None
         self._running: Job[Any] | None = None
 
-    def _has_to_wait(self, group: str | None) -> bool:
-        """Return whether a job that is submitted now waits for others that it cannot join."""
+    def _has_to_wait(self, new: Job[Any]) -> bool:
+        """Return whether a job that comes now waits for others that it cannot join."""
+        running = self._running
+        ahead = [] if running is None or running.is_over else [running]
+        ahead += [job for job in self._jobs if job is not None]
+        return any(not job.accepts or job.group != new.group for job in ahead)
+
+    def set_accepts(self, running: Job[Any], accepts: bool) -> None:
+        """Set whether the running job takes others."""
         with self._changed:
-            running = self._running
-            ahead = [] if running is None or running.is_over else [running]
-            ahead += [job for job in self._jobs if job is not None]
-        return any(not job.accepts or job.group != group for job in ahead)
+            running.accepts = accepts
+            for job in self._jobs:
+                if job is not None and not (accepts or running.is_over):
+                    job.emit_queued()
 
     def submit(
         self, work: Callable[[threading.Event], T], translate: Translate
@@ -95,6 +102,8 @@ class Worker:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
                 self._thread.start()
+            if self._has_to_wait(job):
+                job.emit_queued()
             self._jobs.append(job)
             self._changed.notify()
 
@@ -118,13 +127,11 @@ class Worker:
     ) -> AsyncGenerator[Any, None]:
         """Yield what the job emits, and raise its failure; closing sets its flag and waits for it.
 
-        `queued` is yielded first if the job has to wait for others. `group` and `request` are those
-        of the `Job`.
+        `queued` is yielded if the job has to wait for others. `group` and `request` are those of the
+        `Job`.
         """
         bridge: ThreadBridge[Any] = ThreadBridge()
-        if queued is not None and self._has_to_wait(group):
-            bridge.put(queued)
-        job = Job(work, translate, self, bridge.put, group, request)
+        job = Job(work, translate, self, bridge.put, group, request, queued)
         job.future.add_done_callback(lambda _future: bridge.close())
         self._queue(job)
         wrapped = asyncio.wrap_future(job.future)
@@ -196,8 +203,8 @@ class Job(Generic[T]):
     """One piece of work, the flag that asks it to stop, and its outcome.
 
     `emit` takes the items of a stream. `group` is what it may be done together with, None for
-    nothing, and `request` what another job of the group needs to do its work. `accepts` is whether it
-    takes more jobs of its group.
+    nothing, and `request` what another job of the group needs to do its work. `queued` is the item of a
+    job that waits for others. `accepts` is whether it takes more jobs of its group.
     """
 
     work: Callable[[Job[T]], T]
@@ -206,6 +213,7 @@ class Job(Generic[T]):
     emit: Callable[[Any], None] = lambda _item: None
     group: str | None = None
     request: Any = None
+    queued: Any = None
     cancel: threading.Event = field(default_factory=threading.Event)
     future: Future[T] = field(default_factory=Future)
     accepts: bool = field(init=False)
@@ -219,6 +227,17 @@ class Job(Generic[T]):
     def has_company(self) -> bool:
         """Whether another job can be done together with this one now."""
         return self.accepts and self.worker.has_next(self.group)
+
+    def set_accepts(self, accepts: bool) -> None:
+        """Set whether it takes more jobs of its group; those that wait emit it if not."""
+        if accepts != self.accepts:
+            self.worker.set_accepts(self, accepts)
+
+    def emit_queued(self) -> None:
+        """Emit, once, that it waits for others that it cannot join."""
+        item, self.queued = self.queued, None
+        if item is not None:
+            self.emit(item)
 
     def run(self) -> None:
         """Do the work."""

@@ -22,7 +22,6 @@ from llm_magic.backends.local.generation.prefix_cache import PrefixCache, Prefix
 from llm_magic.backends.local.generation.sequence import Sequence, common_prefix_length
 from llm_magic.backends.local.local_model import LocalModel
 from llm_magic.backends.local.worker import Cancelled
-from llm_magic.types import Chunk
 
 # Prompts are read in chunks that take about this long, or as long as so many steps. Between two of them,
 # running sequences get a token each.
@@ -142,7 +141,7 @@ class Scheduler:
                 sequence.fail(error)
         # What comes from here on starts without waiting for an answer.
         self._job.is_over = self._alone is None
-        self._job.accepts = False
+        self._job.set_accepts(False)
         return self._alone
 
     def _advance_or_preempt(self) -> None:
@@ -169,7 +168,7 @@ class Scheduler:
         self._start_reading(self.schedule())
         for sequence in admitted:
             if sequence in self.waiting:
-                sequence.job.emit(Chunk(queued=True))
+                sequence.job.emit_queued()
         if self._reading:
             self._read_chunk(self._next_prefill())
         if self._batch is not None and not self._is_paused(self._batch):
@@ -221,10 +220,10 @@ class Scheduler:
                     admitted.append(sequence)
                 else:
                     self._alone = sequence
-                    job.emit(Chunk(queued=True))
+                    job.emit_queued()
         self.waiting.extend(admitted)
         has_places = self._budget.has_free_places(count + len(admitted))
-        self._job.accepts = self._alone is None and has_places
+        self._job.set_accepts(self._alone is None and has_places)
         return admitted
 
     def _share(self, sequence: Sequence) -> bool:

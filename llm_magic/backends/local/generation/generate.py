@@ -75,7 +75,7 @@ def _answer(loaded: LocalModel, ids: torch.Tensor, sequence: Sequence) -> bool:
         raise _unavailable(loaded, _NO_STRUCTURE)
     if sequence.alternatives is not None:
         raise _unavailable(loaded, _NO_LOGPROBS)
-    sequence.job.accepts = False
+    sequence.job.set_accepts(False)
     # `generate` comes from a mixin that the annotations of models do not show.
     generate: Any = loaded.model.generate
     with contextlib.suppress(StopStringReached):
@@ -96,7 +96,7 @@ def _unavailable(loaded: LocalModel, what: str) -> OptionError:
 
 def _choose(loaded: LocalModel, sequence: Sequence, labels: Labels) -> None:
     """Answer a sequence with the likeliest label, whatever the temperature; after its reasoning."""
-    sequence.job.accepts = False
+    sequence.job.set_accepts(False)
     if loaded.traits.fallback_reason is not None:
         raise _unavailable(loaded, _NO_STRUCTURE)
     first, others = _read_after(loaded, sequence, labels.read)
@@ -201,7 +201,7 @@ class DecodingLoop:
         self._is_plain = type(cache) is DynamicCache and not cache.offloading
         can_share = self._is_plain and loaded.traits.can_batch and inputs.shared() is not None
         can_share = can_share and sequence.labels is None and self._job.group is not None
-        self._job.accepts = can_share
+        self._job.set_accepts(can_share)
         sequence.start_clock()
 
     def run(self) -> bool:

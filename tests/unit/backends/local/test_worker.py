@@ -232,6 +232,44 @@ def test_pieces_of_text_that_wait_are_read_as_one(worker: Worker) -> None:
     assert len(others) <= 6
 
 
+def test_job_that_waits_emits_it_once_also_where_the_running_one_takes_no_more(
+    worker: Worker,
+) -> None:
+    started, close, end = (threading.Event() for _ in range(3))
+
+    def run(job: Job[None]) -> None:
+        started.set()
+        assert close.wait(60)
+        job.set_accepts(False)
+        assert end.wait(60)
+
+    async def main() -> None:
+        def stream(work: Callable[[Job[None]], None], group: str) -> AsyncGenerator[str, None]:
+            return worker.stream(work, translate, "queued", group)
+
+        def answer(job: Job[None]) -> None:
+            job.emit("text")
+
+        first = asyncio.ensure_future(anext(stream(run, "a"), None))
+        await asyncio.to_thread(started.wait, 60)
+        second, other = stream(answer, "a"), stream(answer, "b")
+        waits = asyncio.ensure_future(anext(second))
+        while not worker.has_next("a"):
+            await asyncio.sleep(0.001)
+        # Unlike the second one, it cannot join the one that runs.
+        assert await anext(other) == "queued"
+        assert not waits.done()
+        close.set()
+        assert await waits == "queued"
+        third = stream(answer, "a")
+        assert await anext(third) == "queued"
+        end.set()
+        await first
+        assert [[item async for item in one] for one in (second, other, third)] == [["text"]] * 3
+
+    in_time(main())
+
+
 def test_closed_stream_sets_the_flag_and_waits(worker: Worker) -> None:
     finished = threading.Event()
 
