@@ -35,6 +35,16 @@ def before_code(shell: Any) -> None:
     transformers.append(transform)
 
 
+def before_cell(shell: Any) -> None:
+    """Send it when IPython begins the next cell, after it has prepared its code."""
+
+    def interrupt() -> None:
+        shell.events.unregister("pre_execute", interrupt)
+        _interrupt()
+
+    shell.events.register("pre_execute", interrupt)
+
+
 def after_code(shell: Any) -> None:
     """Send it when the code of the next cell has finished, before its reply is sent."""
 

@@ -143,6 +143,7 @@ class _CellInterrupts:
                 handler(number, at)
 
             signal.signal(signal.SIGINT, Noting(stop_all))
+            _note_earlier_signal(handler)
             self._errors.start()
 
     def _error(self) -> BaseException:
@@ -244,6 +245,19 @@ def _is_caught(frame: FrameType | None, names: dict[str, Any]) -> bool:
 
 def _package(frame: FrameType) -> str:
     return str(frame.f_globals.get("__name__", "")).partition(".")[0]
+
+
+def _note_earlier_signal(handler: Any) -> None:
+    """Note a signal that came since ipykernel has set its handler for the cell that starts.
+
+    Its handler sets the result of a future, which is in none of its public attributes. Without it, such
+    a signal shows the traceback of a cancellation.
+    """
+    for cell in getattr(handler, "__closure__", None) or ():
+        if isinstance(cell.cell_contents, asyncio.Future):
+            cell.cell_contents.add_done_callback(
+                lambda signaled: signaled.cancelled() or Noting.note()
+            )
 
 
 def _is_ipykernels(handler: Any) -> bool:

@@ -155,8 +155,13 @@ class Noting:
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         """Note the signal and hand it on."""
-        Noting.noted = True
+        self.note()
         self._handler(number, frame)
+
+    @classmethod
+    def note(cls) -> None:
+        """Note that there was a signal."""
+        cls.noted = True
 
     @classmethod
     def show(cls, error: Interrupted) -> None:

@@ -294,10 +294,13 @@ def test_last_is_the_answer_that_has_text(k: Kernel, fast: FaultServer) -> None:
     assert k.value("__import__('sys').last_value.reply.text") == "one"
 
 
+@pytest.mark.parametrize("point", ["before_code", "before_cell"])
 @pytest.mark.parametrize("ask", ["await llm.agenerate('Hello.')", "reply = llm.generate('Hello.')"])
-def test_interrupt_before_first_line_is_one_line(k: Kernel, fast: FaultServer, ask: str) -> None:
+def test_interrupt_before_first_line_is_one_line(
+    k: Kernel, fast: FaultServer, ask: str, point: str
+) -> None:
     fast.pace = 0.3
-    k.ok("from tests import interrupt_points\ninterrupt_points.before_code(get_ipython())")
+    k.ok(f"from tests import interrupt_points\ninterrupt_points.{point}(get_ipython())")
     ran = k.run(ask)
     assert (ran.ename, len(ran.traceback)) == ("Interrupted", 1)
     assert ran.seconds < within_a_second()
