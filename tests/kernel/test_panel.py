@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import html
 import time
 from collections.abc import Iterator
@@ -80,20 +81,38 @@ def test_it_is_shown_with_words_for_where_no_kernel_runs(k: Kernel) -> None:
     assert (len(anew), anew == shown) == (1, False)
 
 
+def click_until_end(k: Kernel, cell: str, comm_id: str, subshell_id: str | None) -> None:
+    """Click, and once more where nothing happens: ipykernel 7.3 may lose a message of a subshell."""
+
+    def has_ended() -> bool:
+        k.receive(0.05)
+        return bool(k.state(cell).finished)
+
+    for _ in range(6):
+        click(k, comm_id, subshell_id)
+        with contextlib.suppress(AssertionError):
+            until(has_ended, within=10)
+            return
+
+
 def test_a_click_while_a_cell_answers(k: Kernel) -> None:
     version = k.value("__import__('ipykernel').__version__")
     k.ok("backend.will('begun', Hang())")
     comm_id = k.value("panel.asking.stop.comm.comm_id")
     takes_clicks = version.startswith(("7.1", "7.2", "7.3"))
     other = subshell(k) if takes_clicks else None
+    k.ok("import time\nhandled = []")
+    k.ok("panel.asking.stop.on_click(lambda _: handled.append(time.monotonic()))")
     cell = k.send("%llm -o stopped Hello")
     k.wait_for_output(cell, "begun")
     pressed = time.monotonic()
     if takes_clicks:
-        click(k, comm_id, other)
+        click_until_end(k, cell, comm_id, other)
     else:
         k.interrupt()
-    ran = k.wait(cell, timeout=20)
+    ran = k.wait(cell)
+    if takes_clicks:
+        pressed = k.value("handled[0]")
     assert ran.ename == "Interrupted"
     assert ran.finished - pressed < 2 * within_a_second()
     assert k.value("stopped.text") == "begun"

@@ -70,16 +70,13 @@ class ModelMagics(SessionMagics):
         if args["reset"]:
             generation.reset(*self._names_to_reset(args))
             names = [name for name, value in before if value != getattr(generation, name)]
-            return messages.changes_table(
-                before, generation.values, names, self.session.status().active
-            )
-        changes, names = self._changes(args)
-        if isinstance(system := changes.get("system"), str):
-            changes["system"] = self._filled(system)
-        if changes:
-            generation.update(**changes)
         else:
-            return messages.config_table(self.session, names)
+            changes, names = self._changes(args)
+            if not changes:
+                return messages.config_table(self.session, names)
+            if isinstance(system := changes.get("system"), str):
+                changes["system"] = self._filled(system)
+            generation.update(**changes)
         active = self.session.status().active
         return messages.changes_table(before, generation.values, names, active)
 
