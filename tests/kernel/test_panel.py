@@ -84,14 +84,14 @@ def test_it_is_shown_with_words_for_where_no_kernel_runs(k: Kernel) -> None:
 def click_until_end(k: Kernel, cell: str, comm_id: str, subshell_id: str | None) -> None:
     """Click, and once more where nothing happens: ipykernel 7.3 may lose a message of a subshell."""
 
-    def has_ended() -> bool:
+    def is_over() -> bool:
         k.receive(0.05)
         return bool(k.state(cell).finished)
 
     for _ in range(6):
         click(k, comm_id, subshell_id)
         with contextlib.suppress(AssertionError):
-            until(has_ended, within=10)
+            until(is_over, within=10)
             return
 
 
