@@ -27,8 +27,7 @@ def write(
     target = _path(path)
     _check_kind(target)
     if target.exists() and not replace:
-        force = either("--force (in Python: replace=True)", "replace=True")
-        raise OptionError(f"{target} already exists. Add {force} to overwrite it.")
+        raise OptionError(f"{target} already exists. Add {replacing()} to overwrite it.")
     if isinstance(found, Mapping):
         value: Any = {name: _plain(messages) for name, messages in found.items()}
     else:
@@ -98,6 +97,11 @@ def read(path: str | Path) -> list[Message] | dict[str, list[Message]]:
         f'{source} contains no chat. It must be a list of {{"role": …, "content": …}}, or an object'
         " with such a list for each name."
     )
+
+
+def replacing() -> str:
+    """Return the option that overwrites what exists, in a magic or in Python."""
+    return either("--force (in Python: replace=True)", "replace=True")
 
 
 def checked_messages(listed: Iterable[Any], where: str) -> list[Message]:

@@ -219,9 +219,9 @@ class Chats:
         with self._lock:
             existing = [repr(name) for name in made if name in self._chats]
             if existing and not replace:
-                force = either("--force (in Python: replace=True)", "replace=True")
                 raise OptionError(
-                    f"There is already a chat {' and '.join(existing)}. Add {force} to overwrite."
+                    f"There is already a chat {' and '.join(existing)}."
+                    f" Add {chat_files.replacing()} to overwrite."
                 )
             self._chats.update(made)
 
